@@ -1,0 +1,104 @@
+"""The vector instruction set that CPU kernels are written against: four feature tiers behind one set of expressions.
+
+A kernel picks nothing by CPU name. It takes a :class:`VectorISA`, loops over vectors of ``isa.lanes`` float32 and calls the
+methods below inside TVMScript; each returns a TIR expression. ``with isa.helpers():`` has to enclose the code that uses them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tvm.script import tirx as T
+from tvm.target import Target
+from tvm.target.codegen import llvm_get_cpu_features
+
+from .llvm_helpers import helper_ir
+
+_TIERS = (  # best first: name, LLVM features it needs, float32 lanes
+    ("avx512_bf16", {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16"}, 16),
+    ("avx512", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, 16),
+    ("avx2", {"avx2", "fma"}, 8),
+    ("generic", set(), 4),
+)
+
+
+@dataclass(frozen=True)
+class VectorISA:
+    """One feature tier.
+
+    Parameters
+    ----------
+    tier : ``avx512_bf16``, ``avx512``, ``avx2`` or ``generic`` (128-bit: NEON, SSE and whatever else LLVM vectorises).
+    lanes : float32 elements in a vector register.
+    """
+
+    tier: str
+    lanes: int
+
+    @property
+    def has_bf16_dot(self) -> bool:
+        """True if :meth:`dot2` is one instruction, so that bfloat16 is the fastest type to multiply in."""
+        return self.tier == "avx512_bf16"
+
+    @property
+    def num_vector_registers(self) -> int:
+        """Architectural vector registers a micro-kernel may count on (32 with AVX-512 and NEON, else 16)."""
+        return 16 if self.tier == "avx2" else 32
+
+    @cached_property
+    def ir(self) -> str:
+        return helper_ir(self.tier, self.lanes)
+
+    def helpers(self):
+        """The TVMScript frame that makes the helper functions known to the code generator."""
+        return T.attr(0, "pragma_import_llvm", self.ir)
+
+    def ramp(self, base):
+        """The indices of the vector that starts at ``base``."""
+        return T.ramp(base, 1, self.lanes)
+
+    def splat(self, value):
+        return T.broadcast(value, self.lanes)
+
+    def zero(self):
+        return T.broadcast(T.float32(0), self.lanes)
+
+    def dot2(self, acc, a, b):
+        """acc[i] + a[2i]*b[2i] + a[2i+1]*b[2i+1]; acc float32 vector, a and b int32 words of two bfloat16."""
+        return self._call("float32", "x_dot2", acc, a, b)
+
+    def to_bf16(self, x):
+        """float32 vector -> bfloat16 vector, rounded to nearest even."""
+        return T.reinterpret(f"bfloat16x{self.lanes}", self._call("uint16", "x_to_bf16", x))
+
+    def from_bf16(self, x):
+        """bfloat16 vector -> float32 vector."""
+        return self._call("float32", "x_from_bf16", T.reinterpret(f"uint16x{self.lanes}", x))
+
+    def pack_bf16(self, lo, hi):
+        """Two float32 vectors -> int32 words: word i holds elements 2i and 2i+1 of the concatenation lo, hi."""
+        return self._call("int32", "x_pack_bf16", lo, hi)
+
+    def exp2(self, x, fast: bool = False):
+        """2**x for float32 vectors; ``fast`` has a relative error of 1e-4 (below bfloat16 rounding), else 2e-7."""
+        return self._call("float32", "x_exp2_fast" if fast else "x_exp2", x)
+
+    def vmax(self, a, b):
+        """Element-wise maximum of vectors without NaN."""
+        return self._call("float32", "x_vmax", a, b)
+
+    def hmax(self, x):
+        """Maximum over the elements of a vector without NaN."""
+        return T.call_pure_extern("float32", "x_hmax", x)
+
+    def hsum(self, x):
+        """Sum over the elements of a vector."""
+        return T.call_pure_extern("float32", "x_hsum", x)
+
+    def _call(self, element: str, name: str, *args):
+        return T.call_pure_extern(f"{element}x{self.lanes}", name, *args)
+
+
+def vector_isa(target: Target) -> VectorISA:
+    """The best tier whose features the llvm ``target`` has (by its mcpu and mattr, never by the compiling machine)."""
+    features = {str(name) for name in llvm_get_cpu_features(target)}
+    return next(VectorISA(name, lanes) for name, needs, lanes in _TIERS if needs <= features)
