@@ -2,6 +2,9 @@
 
 A kernel picks nothing by CPU name. It takes a :class:`VectorISA`, loops over vectors of ``isa.lanes`` float32 and calls the
 methods below inside TVMScript; each returns a TIR expression. ``with isa.helpers():`` has to enclose the code that uses them.
+
+Two traps of TVM 0.27: only a buffer in the default scope and below 1 KiB lies on the stack (scope "local" becomes a heap
+workspace on CPU), and ``name = expression`` allocates a "local" buffer; bind values with ``name: T.let = expression``.
 """
 
 from dataclasses import dataclass
@@ -62,6 +65,33 @@ class VectorISA:
     def zero(self):
         return T.broadcast(T.float32(0), self.lanes)
 
+    def tail_mask(self, base, limit):
+        """The lanes of the vector that starts at ``base`` whose index is below ``limit``."""
+        return T.get_active_lane_mask(f"boolx{self.lanes}", base, limit)
+
+    def load(self, buffer, *indices, mask=None):
+        """float32 vector from a float32 or bfloat16 buffer, its first element at ``indices``; lanes outside ``mask`` are 0."""
+        *outer, base = indices
+        if mask is None:
+            value = buffer[(*outer, self.ramp(base))]
+        else:
+            value = T.masked_load(f"{buffer.dtype}x{self.lanes}", buffer, *outer, self.ramp(base), mask)
+        value = self.from_bf16(value) if buffer.dtype == "bfloat16" else value
+        return value if mask is None else T.Select(mask, value, self.zero())
+
+    def store(self, buffer, value, *indices, mask=None) -> None:
+        """Statement: write a float32 vector to a float32 or bfloat16 buffer from ``indices`` on, only the lanes in ``mask``."""
+        *outer, base = indices
+        value = self.to_bf16(value) if buffer.dtype == "bfloat16" else value
+        if mask is None:
+            T.buffer_store(buffer, value, [*outer, self.ramp(base)])
+        else:
+            T.evaluate(T.masked_store(buffer, value, *outer, self.ramp(base), mask))
+
+    def round_to(self, x, dtype: str):
+        """float32 vector rounded to the precision of ``dtype``, still as float32."""
+        return self.from_bf16(self.to_bf16(x)) if dtype == "bfloat16" else x
+
     def dot2(self, acc, a, b):
         """acc[i] + a[2i]*b[2i] + a[2i+1]*b[2i+1]; acc float32 vector, a and b int32 words of two bfloat16."""
         return self._call("float32", "x_dot2", acc, a, b)
@@ -93,6 +123,37 @@ class VectorISA:
     def hsum(self, x):
         """Sum over the elements of a vector."""
         return T.call_pure_extern("float32", "x_hsum", x)
+
+    def greater_mask(self, a, b):
+        """int32 whose bit i says that a[i] > b[i]; zero if no element is greater. Vectors without NaN."""
+        return T.call_pure_extern("int32", "x_greater_mask", a, b)
+
+    def halves_of_bf16(self, words):
+        """int32 words of two bfloat16 -> two float32 vectors: the lower elements, the upper elements."""
+        lower = T.reinterpret(f"float32x{self.lanes}", T.shift_left(words, self.splat(T.int32(16))))
+        upper = T.reinterpret(f"float32x{self.lanes}", T.bitwise_and(words, self.splat(T.int32(-65536))))
+        return lower, upper
+
+    def sin(self, x):
+        """sin of float32 angles in radians; absolute error below 2e-7 for abs(x) <= 1e7."""
+        return self._call("float32", "x_sin", x)
+
+    def cos(self, x):
+        """cos of float32 angles in radians; absolute error below 2e-7 for abs(x) <= 1e7."""
+        return self._call("float32", "x_cos", x)
+
+    def prefetch(self, element):
+        """Ask for the cache line that holds the buffer element ``element``."""
+        return T.call_extern("int32", "x_prefetch", T.address_of(element))
+
+    def transpose(self, destination, destination_stride, source, source_stride):
+        """Transpose a square of ``lanes`` x ``lanes`` 32-bit words in registers.
+
+        destination, source: the first buffer elements; strides in words between the rows of each.
+        """
+        return T.call_extern(
+            "int32", "x_transpose", T.address_of(destination), destination_stride, T.address_of(source), source_stride
+        )
 
     def _call(self, element: str, name: str, *args):
         return T.call_pure_extern(f"{element}x{self.lanes}", name, *args)

@@ -7,6 +7,9 @@ them to bare instructions. bfloat16 data travels as int32 words that hold two co
 
 import numpy as np
 
+from .llvm_memory import memory_ir
+from .llvm_trigonometry import trigonometry_ir
+
 
 def exp2_coefficients(degree: int) -> list[float]:
     """Coefficients c0..c_degree of the least-squares polynomial of 2**f on [-0.5, 0.5], relative error weighted."""
@@ -46,6 +49,12 @@ define <{n} x float> @x_from_bf16(<{n} x i16> %a) {{
   %s = shl <{n} x i32> %w, {_splat(n, "i32", "16")}
   %r = bitcast <{n} x i32> %s to <{n} x float>
   ret <{n} x float> %r
+}}
+define i32 @x_greater_mask(<{n} x float> %a, <{n} x float> %b) {{
+  %c = fcmp nnan ogt <{n} x float> %a, %b
+  %m = bitcast <{n} x i1> %c to i{n}
+  %r = zext i{n} %m to i32
+  ret i32 %r
 }}
 """
 
@@ -177,4 +186,6 @@ def helper_ir(tier: str, lanes: int) -> str:
     parts.append(_AVX512_BF16 if tier == "avx512_bf16" else _dot2_fma(lanes) + _round_bf16(lanes))
     parts.append(_exp2(lanes, "x_exp2", 6, avx512))
     parts.append(_exp2(lanes, "x_exp2_fast", 3, avx512))
+    parts.append(trigonometry_ir(lanes, _splat, _float))
+    parts.append(memory_ir(lanes))
     return "".join(parts)
