@@ -1,0 +1,78 @@
+"""What the KV cache creation call of an MLC-style module says about its attention."""
+
+import json
+from dataclasses import dataclass
+
+from tvm import IRModule, relax, tirx
+
+CREATION_FUNCTION = "create_paged_kv_cache"
+_CREATION_CALLEE = "mlc.create_paged_kv_cache_generic"
+# Positions of the arguments of mlc.create_paged_kv_cache_generic (mlc_llm/nn/kv_cache.py, PagedKVCache.create_generic).
+_ATTN_KIND, _SIZES, _LAYERS, _Q_HEADS, _KV_HEADS, _QK_DIM, _V_DIM = 0, 1, 3, 4, 5, 6, 7
+_ROPE_MODE, _ROPE_SCALE, _ROPE_THETA, _ROPE_SCALING, _EXT_FACTORS, _ROTARY_DIM, _DTYPE = 10, 11, 12, 13, 14, 15, 17
+_ROPE_NORMAL = 1  # RopeMode.NORMAL: rotate q and k before k enters the cache
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Static facts of a module's attention; ``dtype`` is that of q, k, v and of the cache."""
+
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary_dim: int
+    rope_theta: float
+    rope_scaling: str  # JSON text, hashable
+    dtype: str
+
+    @property
+    def rope_scaling_dict(self) -> dict | None:
+        return json.loads(self.rope_scaling) or None
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of the cache that one token takes in all layers, K and V, before compression."""
+        bytes_per_element = {"bfloat16": 2, "float32": 4}[self.dtype]
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_element
+
+
+def creation_call(mod: IRModule) -> relax.Call:
+    """The ``mlc.create_paged_kv_cache_generic`` call of ``mod``; ValueError if the module has none."""
+    for var, func in mod.functions_items():
+        if var.name == CREATION_FUNCTION:
+            for block in func.body.blocks:
+                for binding in block.bindings:
+                    call = binding.value
+                    if isinstance(call, relax.Call) and isinstance(call.args[0], relax.ExternFunc):
+                        if call.args[0].global_symbol == _CREATION_CALLEE:
+                            return call
+    raise ValueError(f"the module has no function {CREATION_FUNCTION} that calls {_CREATION_CALLEE}")
+
+
+def attention_spec(mod: IRModule) -> AttentionSpec:
+    """Reads the :class:`AttentionSpec` of an MLC-style module; ValueError for a kind of attention not handled here."""
+    args = creation_call(mod).args[1:]
+    if not isinstance(args[_ATTN_KIND], relax.StringImm) or args[_ATTN_KIND].value != "mha":
+        raise ValueError("only multi-head / grouped-query attention ('mha') can be compiled, not MLA or mixed kinds")
+    if args[_ROPE_MODE].value != _ROPE_NORMAL or float(args[_ROPE_SCALE].value) != 1.0:
+        raise ValueError("only RopeMode.NORMAL with rope_scale 1 can be compiled")
+    if args[_QK_DIM].value != args[_V_DIM].value:
+        raise ValueError("q/k and v heads must have the same head_dim")
+    if not isinstance(args[_EXT_FACTORS], tirx.IntImm):
+        raise ValueError("rope_ext_factors (longrope) cannot be compiled")
+    return AttentionSpec(
+        num_hidden_layers=args[_LAYERS].value,
+        num_attention_heads=args[_Q_HEADS].value,
+        num_key_value_heads=args[_KV_HEADS].value,
+        head_dim=args[_QK_DIM].value,
+        rotary_dim=args[_ROTARY_DIM].value,
+        rope_theta=float(args[_ROPE_THETA].value),
+        rope_scaling=args[_ROPE_SCALING].value,
+        dtype=str(args[_DTYPE].value),
+    )
+
+
+def creation_sizes(mod: IRModule) -> relax.ShapeExpr:
+    """The symbolic (max_batch_size, max_total_seq_len, prefill_chunk_size, page_size, support_sliding_window)."""
+    return creation_call(mod).args[1 + _SIZES]

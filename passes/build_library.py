@@ -1,0 +1,108 @@
+"""Builds the model library: pipeline, code generation, and the link with the KV cache object."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm import IRModule, relax
+from tvm.ir.transform import PassContext
+from tvm.target import Target
+
+from runtime.native.build import build_kv_cache_object, cross_compiler, link_options
+from tir_kernels.weight_format import WeightFormat
+
+from .attention_spec import attention_spec
+from .pipeline import cpu_pipeline
+from .weight_plan import StoredParam, weight_plan
+
+
+@dataclass(frozen=True)
+class LibraryFacts:
+    """What the metadata says of a library beside what the module itself tells (sizes in tokens and sequences)."""
+
+    model_type: str
+    quantization: str
+    context_window_size: int
+    prefill_chunk_size: int
+    max_batch_size: int
+
+
+def build_library(
+    mod: IRModule,
+    param_names: list[str],
+    facts: LibraryFacts,
+    weight_format: WeightFormat,
+    target: Target,
+    output: Path,
+    debug_dump: Path | None = None,
+) -> dict:
+    """Compiles an MLC-style module (parameters in ``packed_params``, named in order by ``param_names``) to ``output``.
+
+    Returns the library's metadata. The file appears under its name only when it is complete.
+
+    Raises
+    ------
+    UserError : no C++ compiler for the target.
+    """
+    metadata = _metadata(mod, param_names, facts, weight_format, target)
+    bounds = {"seq_len": facts.prefill_chunk_size, "batch_size": facts.max_batch_size}
+    triple = str(target.attrs["mtriple"]) if "mtriple" in target.attrs else None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        native = build_kv_cache_object(Path(scratch, "kv_cache.o"), target_triple=triple)
+        # Without this, common subexpressions of two kernel branches end up in host code that does not dominate its uses.
+        with PassContext(config={"tirx.disable_cse_tir": True}), target:
+            executable = relax.build(
+                mod, target, relax_pipeline=cpu_pipeline(target, weight_format, bounds, metadata, debug_dump)
+            )
+        library = Path(scratch, output.name)
+        executable.export_library(
+            str(library), fcompile=cross_compiler(triple), addons=[str(native)], options=link_options()
+        )
+        os.replace(library, output)
+    return metadata
+
+
+def _metadata(
+    mod: IRModule, names: list[str], facts: LibraryFacts, weight_format: WeightFormat, target: Target
+) -> dict:
+    """The keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc), and ours: what is stored how, and for what CPU."""
+    spec = attention_spec(mod)
+    return {
+        "model_type": facts.model_type,
+        "quantization": facts.quantization,
+        "context_window_size": facts.context_window_size,
+        "sliding_window_size": -1,
+        "attention_sink_size": -1,
+        "prefill_chunk_size": facts.prefill_chunk_size,
+        "max_batch_size": facts.max_batch_size,
+        "tensor_parallel_shards": 1,
+        "pipeline_parallel_stages": 1,
+        "disaggregation": False,
+        "kv_state_kind": "kv_cache",
+        "active_vocab_size": None,
+        "model_task": "chat",
+        "kv_cache": {
+            "num_hidden_layers": spec.num_hidden_layers,
+            "num_attention_heads": spec.num_attention_heads,
+            "num_key_value_heads": spec.num_key_value_heads,
+            "head_dim": spec.head_dim,
+        },
+        "params": [_param(name, param) for name, param in zip(names, weight_plan(mod, weight_format), strict=True)],
+        "weight_format": weight_format.name,
+        "target": str(target),
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+    }
+
+
+def _param(name: str, param: StoredParam) -> dict:
+    return {
+        "name": name,
+        "shape": list(param.shape),
+        "dtype": param.dtype,
+        "preprocs": [],
+        "pipeline_stages": [0],
+        "logical_shape": list(param.logical_shape),
+        "format": param.format,
+    }

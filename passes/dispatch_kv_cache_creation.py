@@ -1,0 +1,41 @@
+"""Replaces MLC's generic KV cache creation by the cache object that the library carries (runtime/native)."""
+
+import tvm
+from tvm import IRModule, relax
+
+from .attention_spec import CREATION_FUNCTION, attention_spec, creation_sizes
+
+PAGE_SIZE = 64  # entries of a physical page: four 16-lane vectors of keys, and small enough to lose little in partly filled pages
+NATIVE_FACTORY = "kv_cache_create"  # exported by runtime/native
+
+
+@tvm.transform.module_pass(opt_level=0, name="DispatchKVCacheCreation")
+class DispatchKVCacheCreation:
+    """``create_paged_kv_cache`` (generic) -> ``create_tir_paged_kv_cache`` of the MLC ABI.
+
+    The new function takes five one-element shapes (max_batch_size, max_total_seq_len, prefill_chunk_size, page_size,
+    support_sliding_window), as MLC's engine passes them, and calls the native factory with these sizes, the sizes of
+    the model and the dtype.
+    """
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        spec = attention_spec(mod)
+        sizes = creation_sizes(mod)
+        functions = {var: func for var, func in mod.functions_items() if var.name != CREATION_FUNCTION}
+        builder = relax.BlockBuilder(IRModule(functions, attrs=mod.attrs))
+        params = [relax.Var(f"{size.name}_", relax.ShapeType([size])) for size in sizes.values]
+        model = [
+            spec.num_hidden_layers,
+            spec.num_attention_heads,
+            spec.num_key_value_heads,
+            spec.head_dim,
+            PAGE_SIZE,
+        ]
+        with builder.function("create_tir_paged_kv_cache", params):
+            cache = builder.emit(
+                relax.call_pure_packed(
+                    NATIVE_FACTORY, sizes, relax.ShapeExpr(model), relax.StringImm(spec.dtype), ty_args=relax.AnyType()
+                )
+            )
+            builder.emit_func_output(cache)
+        return builder.get()

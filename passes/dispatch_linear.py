@@ -1,0 +1,121 @@
+"""Stores the matrices in the layout of the linear kernels and calls these kernels, with the ops behind a matmul fused in."""
+
+from math import prod
+
+import tvm
+from tvm import IRModule, arith, relax, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from tir_kernels.cpu.embedding import embedding
+from tir_kernels.cpu.isa import VectorISA
+from tir_kernels.cpu.linear import linear, swiglu
+from tir_kernels.weight_format import WeightFormat
+
+from .linear_chains import LinearChain, linear_chains
+from .weight_plan import PLAIN, StoredParam, bindings_of, is_call, packed_params_var, weight_plan
+
+
+@tvm.transform.module_pass(opt_level=0, name="DispatchLinear")
+class DispatchLinear:
+    """Changes the types in ``packed_params`` as :func:`weight_plan` says, and rewrites what reads the packed matrices.
+
+    ``matmul(x, permute_dims(w))`` with the bias, residual add, cast or SwiGLU behind it becomes one call of the linear
+    kernel on a two-dimensional x, ``take(w, ids)`` a call of the embedding kernel.
+    """
+
+    def __init__(self, weight_format: WeightFormat, isa: VectorISA) -> None:
+        self.weight_format = weight_format
+        self.isa = isa
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        rewriter = _Rewriter(mod, weight_plan(mod, self.weight_format), self.isa)
+        for var, func in mod.functions_items():
+            if isinstance(func, relax.Function) and packed_params_var(func) is not None:
+                rewriter.builder_.update_func(var, rewriter.rewrite(func))
+        return rewriter.builder_.get()
+
+
+@mutator
+class _Rewriter(PyExprMutator):
+    def __init__(self, mod: IRModule, plan: list[StoredParam], isa: VectorISA) -> None:
+        super().__init__(mod)
+        self.plan = plan
+        self.isa = isa
+        self.packed = {i for i, param in enumerate(plan) if param.format != PLAIN}
+        self.kernels = {}
+        self.analyzer = arith.Analyzer()
+
+    def rewrite(self, func: relax.Function) -> relax.Function:
+        chains = linear_chains(func, self.packed)
+        self.params = packed_params_var(func)
+        self.chain_of = {chain.result: chain for chain in chains}
+        self.skipped = {var for chain in chains for var in chain.absorbed}
+        self.weight_index = {
+            binding.var: binding.value.index
+            for binding in bindings_of(func)
+            if isinstance(binding.value, relax.TupleGetItem) and binding.value.tuple_value.same_as(self.params)
+        }
+        return self.visit_expr(func)
+
+    def visit_var_def_(self, var: relax.Var) -> relax.Var:
+        if not var.same_as(self.params):
+            return super().visit_var_def_(var)
+        return relax.Var(var.name, relax.TupleType([relax.TensorType(p.shape, p.dtype) for p in self.plan]))
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        if binding.var in self.skipped:
+            return
+        value = binding.value
+        if binding.var in self.chain_of:
+            value = self._emit_linear(self.chain_of[binding.var])
+        elif is_call(value, "relax.take") and self.weight_index.get(value.args[0]) in self.packed:
+            value = self._emit_embedding(binding.var, *value.args)
+        super().visit_var_binding_(relax.VarBinding(binding.var, value))
+
+    def _kernel(self, name: str, factory, *args, **kwargs) -> relax.GlobalVar:
+        key = (name, args, tuple(sorted(kwargs.items())))
+        if key not in self.kernels:
+            self.kernels[key] = self.builder_.add_func(factory(*args, self.isa, **kwargs), name)
+        return self.kernels[key]
+
+    def _matrix(self, x: relax.Expr) -> relax.Expr:
+        """x with all axes but the last one folded into rows; vectors stay vectors."""
+        if len(x.ty.shape) <= 2:
+            return x
+        *rows, width = x.ty.shape
+        return self.builder_.emit(relax.op.reshape(x, (self.analyzer.simplify(prod(rows)), width)))
+
+    def _emit_linear(self, chain: LinearChain) -> relax.Expr:
+        """The kernel call; returns its result in the shape of the chain's result."""
+        stored = self.plan[self.weight_index[chain.weight]]
+        n, k = stored.logical_shape
+        x = self._matrix(self.visit_expr(chain.x))
+        rows = x.ty.shape[0]
+        m = int(rows) if isinstance(rows, tirx.IntImm) else None
+        args = [x, self.visit_expr(chain.weight)]
+        if chain.swiglu:
+            n //= 2
+            kernel = self._kernel("swiglu", swiglu, n, k, stored.format, str(x.ty.dtype), m=m)
+        else:
+            fused = {"bias": chain.bias is not None, "residual": chain.residual is not None}
+            name = "_".join(["linear", *(key for key, used in fused.items() if used)])
+            kernel = self._kernel(
+                name, linear, n, k, stored.format, str(x.ty.dtype), out_dtype=chain.dtype, m=m, **fused
+            )
+            args += [self._matrix(self.visit_expr(extra)) for extra in (chain.bias, chain.residual) if extra is not None]
+        result = self.builder_.emit(relax.call_tir(kernel, args, relax.TensorType((rows, n), chain.dtype)))
+        return relax.op.reshape(result, chain.result.ty.shape)
+
+    def _emit_embedding(self, result: relax.Var, weight: relax.Var, ids: relax.Var) -> relax.Expr:
+        stored = self.plan[self.weight_index[weight]]
+        vocab_size, hidden_size = stored.logical_shape
+        ids = self.visit_expr(ids)
+        count = self.analyzer.simplify(prod(ids.ty.shape))
+        kernel = self._kernel("embedding", embedding, vocab_size, hidden_size, stored.format, str(result.ty.dtype))
+        flat = self.builder_.emit(relax.op.reshape(ids, (count,)))
+        rows = self.builder_.emit(
+            relax.call_tir(
+                kernel, [self.visit_expr(weight), flat], relax.TensorType((count, hidden_size), result.ty.dtype)
+            )
+        )
+        return relax.op.reshape(rows, result.ty.shape)

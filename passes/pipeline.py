@@ -1,0 +1,90 @@
+"""The compilation pipeline: from an MLC-style IRModule to a module that the Relax VM code generator takes."""
+
+from pathlib import Path
+
+import tvm
+from tvm import IRModule, relax
+from tvm.target import Target
+
+from tir_kernels.cpu.isa import vector_isa
+from tir_kernels.weight_format import WeightFormat
+
+from .attach_embedding_allocator import AttachEmbeddingAllocator
+from .attach_logit_processing import AttachLogitProcessing
+from .attach_metadata import AttachMetadata
+from .attach_softmax import AttachSoftmaxWithTemperature
+from .attach_variable_bounds import AttachVariableBounds
+from .debug_dump import DebugDump
+from .dispatch_kv_cache_creation import DispatchKVCacheCreation
+from .dispatch_linear import DispatchLinear
+from .dispatch_norm import DispatchNorm
+from .explicit_attention import ExplicitAttention
+from .fuse_swiglu import FuseSwiGLU
+from .schedule_cpu import ScheduleCPU
+from .simplify_reshape import SimplifyReshape
+
+
+def cpu_pipeline(
+    target: Target,
+    weight_format: WeightFormat,
+    variable_bounds: dict[str, int],
+    metadata: dict,
+    debug_dump: Path | None = None,
+) -> tvm.transform.Pass:
+    """The passes for an llvm target.
+
+    Parameters
+    ----------
+    target : where the library runs; its CPU features choose the kernels.
+    weight_format : how matrices are stored.
+    variable_bounds : upper bounds of the symbolic sizes "seq_len" (the prefill chunk) and "batch_size".
+    metadata : of the library; completed in place with memory figures and attached as ``_metadata``.
+    debug_dump : folder for the module after each phase, or None.
+    """
+    isa = vector_isa(target)
+
+    @tvm.transform.module_pass(opt_level=0, name="CpuPipeline")
+    def pipeline(mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        return tvm.transform.Sequential(
+            [
+                # Phase 0. The functions of the MLC ABI that a model does not define
+                DebugDump("phase0-model.py", debug_dump),
+                AttachSoftmaxWithTemperature(isa),
+                AttachLogitProcessing(isa),
+                AttachEmbeddingAllocator(metadata["prefill_chunk_size"]),
+                AttachVariableBounds(variable_bounds),
+                # Phase 1. Operators -> kernels, on the graph
+                ExplicitAttention(isa),
+                DispatchKVCacheCreation(),
+                DispatchNorm(isa),
+                DispatchLinear(weight_format, isa),
+                FuseSwiGLU(isa),
+                SimplifyReshape(),
+                DebugDump("phase1-kernels.py", debug_dump),
+                # Phase 2. What is left becomes TIR, is fused and scheduled
+                relax.transform.LegalizeOps(),
+                relax.transform.AnnotateTIROpPattern(),
+                relax.transform.FoldConstant(),
+                relax.transform.FuseOps(),
+                relax.transform.FuseTIR(),
+                relax.transform.DeadCodeElimination(),
+                ScheduleCPU(isa),
+                DebugDump("phase2-scheduled.py", debug_dump),
+                # Phase 3. To the VM, with planned memory
+                relax.transform.RewriteDataflowReshape(),
+                relax.transform.ToNonDataflow(),
+                relax.transform.RemovePurityChecking(),
+                relax.transform.CallTIRRewrite(),
+                relax.transform.CanonicalizeBindings(),
+                relax.transform.StaticPlanBlockMemory(),
+                AttachMetadata(metadata),
+                DebugDump("phase3-planned.py", debug_dump),
+                relax.transform.LowerAllocTensor(),
+                relax.transform.KillAfterLastUse(),
+                relax.transform.LowerRuntimeBuiltin(),
+                relax.transform.VMShapeLower(),
+                relax.transform.AttachGlobalSymbol(),
+            ]
+        )(mod)
+
+    return pipeline
