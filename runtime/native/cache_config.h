@@ -1,0 +1,63 @@
+// The sizes a cache is made with, checked once.
+#pragma once
+#include <limits>
+#include <numeric>
+
+#include "ffi.h"
+
+namespace entropy_mlc {
+
+struct CacheConfig {
+  // The engine's side: what it asked for, in its own page size.
+  int64_t max_batch, max_total_seq_len, prefill_chunk, engine_page;
+  // The model's side, and the page (entries of one KV head) that the kernels were compiled for.
+  int64_t num_layers, num_attention_heads, num_key_value_heads, head_dim, page;
+  DLDataType dtype;
+
+  // k-elements that lie next to each other in the pools: 2 of bfloat16, 1 of float32.
+  int64_t pair() const { return 32 / dtype.bits; }
+  int64_t bytes_per_element() const { return dtype.bits / 8; }
+  // Elements of one page of one KV head, in the K pool and in the V pool alike.
+  int64_t head_page_elements() const { return page * head_dim; }
+  // Most tokens of one step: temporary memory of the compiled functions is bounded by it.
+  int64_t max_step_tokens() const { return std::max(prefill_chunk, max_batch); }
+
+  // engine = [max_batch, max_total_seq_len, prefill_chunk, page_size, support_sliding_window];
+  // model = [num_layers, num_attention_heads, num_key_value_heads, head_dim, physical_page]; dtype bfloat16 or float32.
+  static CacheConfig Parse(const ffi::Shape& engine, const ffi::Shape& model, const ffi::String& dtype) {
+    if (engine.size() != 5 || model.size() != 5) {
+      TVM_FFI_THROW(ValueError) << "kv_cache_create expects an engine configuration and a model configuration of 5 "
+                                << "numbers each, got " << engine.size() << " and " << model.size() << ".";
+    }
+    CacheConfig c{engine[0], engine[1], engine[2], engine[3], model[0], model[1], model[2], model[3], model[4], {}};
+    Positive("max_batch", c.max_batch);
+    Positive("max_total_seq_len", c.max_total_seq_len);
+    Positive("prefill_chunk", c.prefill_chunk);
+    Positive("page_size", c.engine_page);
+    Positive("num_layers", c.num_layers);
+    Positive("num_attention_heads", c.num_attention_heads);
+    Positive("num_key_value_heads", c.num_key_value_heads);
+    Positive("head_dim", c.head_dim);
+    Positive("physical_page", c.page);
+    if (dtype == "bfloat16") {
+      c.dtype = DLDataType{kDLBfloat, 16, 1};
+    } else if (dtype == "float32") {
+      c.dtype = DLDataType{kDLFloat, 32, 1};
+    } else {
+      TVM_FFI_THROW(ValueError) << "The KV cache stores bfloat16 or float32, not " << dtype << ".";
+    }
+    if (c.num_attention_heads % c.num_key_value_heads || c.head_dim % c.pair() || c.page % c.pair()) {
+      TVM_FFI_THROW(ValueError) << "Unsupported KV cache: " << c.num_attention_heads << " attention heads, "
+                                << c.num_key_value_heads << " KV heads, head_dim " << c.head_dim << ", page "
+                                << c.page << ", " << dtype << ".";
+    }
+    return c;
+  }
+
+ private:
+  static void Positive(const char* name, int64_t value) {
+    if (value <= 0) TVM_FFI_THROW(ValueError) << "KV cache: " << name << " must be positive, got " << value << ".";
+  }
+};
+
+}  // namespace entropy_mlc

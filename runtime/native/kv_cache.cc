@@ -1,0 +1,27 @@
+// The functions that a model library exports for its KV cache. The VM finds them among the library's imports.
+#include "abi_probe.h"
+#include "kv_cache_object.h"
+
+namespace entropy_mlc {
+namespace {
+
+ffi::ObjectRef Create(ffi::Shape engine, ffi::Shape model, ffi::String dtype) {
+  static const KVAbi abi = ProbeKVAbi();
+  CacheConfig config = CacheConfig::Parse(engine, model, dtype);
+  if (abi.checkpoint && abi.shared_kv) return MakeKVCache<abi_checkpoint_shared_kv::AttentionKVCacheObj>(config);
+  if (abi.checkpoint) return MakeKVCache<abi_checkpoint::AttentionKVCacheObj>(config);
+  if (abi.shared_kv) return MakeKVCache<abi_shared_kv::AttentionKVCacheObj>(config);
+  return MakeKVCache<abi_base::AttentionKVCacheObj>(config);
+}
+
+ffi::Array<Tensor> Step(ffi::ObjectRef cache) { return LiveCaches::Get().Find(cache).Step(); }
+
+ffi::Array<Tensor> Layer(ffi::ObjectRef cache, int64_t layer) { return LiveCaches::Get().Find(cache).Layer(layer); }
+
+}  // namespace
+}  // namespace entropy_mlc
+
+#pragma GCC diagnostic ignored "-Wunused-parameter"  // `self` in the macro
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_create, entropy_mlc::Create);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_step, entropy_mlc::Step);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_layer, entropy_mlc::Layer);

@@ -1,0 +1,327 @@
+// The KV cache itself: sequences, pages and the plan of the open step. Every method checks first and changes after, so
+// an exception leaves the cache as it was.
+#pragma once
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "capacity.h"
+#include "page_pool.h"
+#include "page_store.h"
+#include "sequence.h"
+#include "step_plan.h"
+
+namespace entropy_mlc {
+
+class KVCache {
+ public:
+  explicit KVCache(const CacheConfig& config)
+      : config_(config),
+        store_(config, NumPages(config)),
+        pages_(static_cast<int32_t>(NumPages(config))),
+        layers_(config.num_layers) {}
+
+  void Clear() {
+    sequences_.clear();
+    pages_.Clear();
+    step_is_open_ = false;
+  }
+
+  void AddSequence(int64_t id) {
+    RequireAbsent(id);
+    sequences_.emplace(id, Sequence());
+  }
+
+  void RemoveSequence(int64_t id) {
+    RequireNoOpenStep("RemoveSequence");
+    Truncate(Find(id), 0);
+    sequences_.erase(id);
+  }
+
+  // The child gets the first `position` tokens of the parent (-1: all). Pages are shared; a shared last page is copied
+  // when either side is about to write into it.
+  void ForkSequence(int64_t parent_id, int64_t child_id, int64_t position) {
+    RequireNoOpenStep("ForkSequence");
+    const Sequence& parent = Find(parent_id);
+    RequireAbsent(child_id);
+    if (parent.uncommitted > 0) {
+      TVM_FFI_THROW(RuntimeError) << "Cannot fork sequence " << parent_id << ": its token tree is not committed; call "
+                                  << "CommitAcceptedTokenTreeNodes first.";
+    }
+    if (position < -1 || position > parent.length) {
+      TVM_FFI_THROW(ValueError) << "Cannot fork sequence " << parent_id << " at position " << position << ": it has "
+                                << parent.length << " tokens.";
+    }
+    Sequence child;
+    child.length = position == -1 ? parent.length : position;
+    child.pages.assign(parent.pages.begin(), parent.pages.begin() + CeilDiv(child.length, config_.page));
+    for (int32_t page : child.pages) pages_.Retain(page);
+    sequences_.emplace(child_id, std::move(child));
+  }
+
+  void PopN(int64_t id, int64_t n) {
+    RequireNoOpenStep("PopN");
+    Sequence& sequence = Find(id);
+    if (n < 0 || n > sequence.length) {
+      TVM_FFI_THROW(ValueError) << "Cannot pop " << n << " tokens of sequence " << id << ": it has "
+                                << sequence.length << ".";
+    }
+    Truncate(sequence, sequence.length - n);
+  }
+
+  // Makes room for append_lengths[i] new tokens of each sequence and plans the step.
+  void BeginForward(const ffi::Shape& ids, const ffi::Shape& append_lengths, const ffi::Optional<ffi::Shape>& tree) {
+    RequireNoOpenStep("BeginForward");
+    std::vector<BatchEntry> batch = CheckBatch(ids, append_lengths);
+    CheckTree(batch, ids, tree);
+    int64_t tokens = 0, new_pages = 0, all_pages = 0;
+    for (const BatchEntry& entry : batch) {
+      int64_t needed = CeilDiv(entry.sequence->length + entry.new_tokens, config_.page);
+      tokens += entry.new_tokens;
+      all_pages += needed;
+      new_pages += needed - static_cast<int64_t>(entry.sequence->pages.size()) + NeedsCopy(*entry.sequence);
+    }
+    if (new_pages > pages_.num_free()) {
+      TVM_FFI_THROW(RuntimeError) << "The KV cache is full: " << pages_.num_used() << " of " << pages_.num_pages()
+                                  << " pages of " << config_.page << " entries are in use and this step of " << tokens
+                                  << " tokens needs " << new_pages << " more; remove sequences or create the cache "
+                                  << "with a larger max_total_seq_length.";
+    }
+    plan_.Reserve(config_.num_key_value_heads, tokens, static_cast<int64_t>(batch.size()), all_pages);
+
+    for (const BatchEntry& entry : batch) Append(*entry.sequence, entry.new_tokens, tree.has_value());
+    plan_.Fill(batch, config_);
+    for (ffi::Array<Tensor>& layer : layers_) layer = ffi::Array<Tensor>();
+    step_is_open_ = true;
+  }
+
+  void EndForward() {
+    RequireOpenStep("EndForward");
+    step_is_open_ = false;
+  }
+
+  // The engine's verdict on the last token trees, all of them chains: tokens 0 .. leaf are accepted (-1: none), the
+  // rest is popped.
+  void CommitAcceptedTokenTreeNodes(const ffi::Shape& ids, const ffi::Shape& leaf_indices) {
+    RequireNoOpenStep("CommitAcceptedTokenTreeNodes");
+    if (ids.size() != leaf_indices.size()) {
+      TVM_FFI_THROW(ValueError) << "Cannot commit " << leaf_indices.size() << " leaves to " << ids.size()
+                                << " sequences.";
+    }
+    RequireDistinct(ids);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const Sequence& sequence = Find(ids[i]);
+      if (leaf_indices[i] < -1 || leaf_indices[i] >= sequence.uncommitted) {
+        TVM_FFI_THROW(ValueError) << "Cannot commit leaf " << leaf_indices[i] << " of sequence " << ids[i]
+                                  << ": its token tree has " << sequence.uncommitted << " uncommitted nodes.";
+      }
+    }
+    for (size_t i = 0; i < ids.size(); ++i) {
+      Sequence& sequence = Find(ids[i]);
+      Truncate(sequence, sequence.length - (sequence.uncommitted - 1 - leaf_indices[i]));
+      sequence.uncommitted = 0;
+    }
+  }
+
+  void EnableSlidingWindowForSeq(int64_t id) { Find(id).may_shrink = true; }
+
+  bool Empty() const { return sequences_.empty(); }
+
+  int32_t GetNumAvailablePages() const {
+    int64_t copies = 0;
+    for (const auto& item : sequences_) copies += NeedsCopy(item.second);
+    return AvailableEnginePages(config_, pages_.num_free() - copies);
+  }
+
+  int32_t GetTotalSequenceLength() const {
+    int64_t total = 0;
+    for (const auto& item : sequences_) total += item.second.length;
+    return static_cast<int32_t>(total);
+  }
+
+  int32_t GetSequenceLength(int64_t id) const {
+    return static_cast<int32_t>(const_cast<KVCache*>(this)->Find(id).length);
+  }
+
+  const Tensor& GetQueryPositions() const {
+    RequireOpenStep("GetQueryPositions");
+    return plan_.positions();
+  }
+
+  // (positions, query_indptr, tiles) of the open step.
+  const ffi::Array<Tensor>& Step() const {
+    RequireOpenStep("kv_cache_step");
+    return plan_.step();
+  }
+
+  // (k_pages, v_pages, append_slots, page_indptr, page_indices, kv_lengths) of a layer in the open step.
+  const ffi::Array<Tensor>& Layer(int64_t layer) {
+    RequireOpenStep("kv_cache_layer");
+    if (layer < 0 || layer >= config_.num_layers) {
+      TVM_FFI_THROW(ValueError) << "The KV cache has " << config_.num_layers << " layers and no layer " << layer << ".";
+    }
+    ffi::Array<Tensor>& tensors = layers_[layer];
+    if (tensors.empty()) {
+      const LayerTables& t = plan_.layer(layer);
+      tensors = {store_.k(layer),         store_.v(layer),          t.append_slots.tensor(),
+                 t.page_indptr.tensor(), t.page_indices.tensor(), t.kv_lengths.tensor()};
+    }
+    return tensors;
+  }
+
+  // Entries [begin, end) of a sequence from or to compact tensors [num_layers, end - begin, G, head_dim] of the
+  // cache's dtype.
+  void CopyEntries(PageStore::Direction direction, int64_t id, int64_t begin, int64_t end, const Tensor& k,
+                   const Tensor& v) {
+    Sequence& sequence = Find(id);
+    if (begin < 0 || begin >= end || end > sequence.length) {
+      TVM_FFI_THROW(ValueError) << "Entries " << begin << " to " << end << " are not in sequence " << id << ", which "
+                                << "has " << sequence.length << ".";
+    }
+    CheckEntries(k, end - begin);
+    CheckEntries(v, end - begin);
+    if (direction == PageStore::Direction::kWrite) MakeWritable(sequence, begin, end);
+    store_.CopyEntries(direction, sequence.pages, begin, end, k.data_ptr(), v.data_ptr());
+  }
+
+ private:
+  Sequence& Find(int64_t id) {
+    auto it = sequences_.find(id);
+    if (it == sequences_.end()) TVM_FFI_THROW(ValueError) << "Sequence " << id << " is not in the KV cache.";
+    return it->second;
+  }
+  void RequireAbsent(int64_t id) const {
+    if (sequences_.count(id)) TVM_FFI_THROW(ValueError) << "Sequence " << id << " is already in the KV cache.";
+  }
+  void RequireNoOpenStep(const char* method) const {
+    if (step_is_open_) {
+      TVM_FFI_THROW(RuntimeError) << method << " was called between BeginForward and EndForward; end the step first.";
+    }
+  }
+  void RequireOpenStep(const char* method) const {
+    if (!step_is_open_) TVM_FFI_THROW(RuntimeError) << method << " needs an open step; call BeginForward first.";
+  }
+  static void RequireDistinct(const ffi::Shape& ids) {
+    std::unordered_set<int64_t> seen;
+    for (int64_t id : ids) {
+      if (!seen.insert(id).second) TVM_FFI_THROW(ValueError) << "Sequence " << id << " is given twice.";
+    }
+  }
+
+  std::vector<BatchEntry> CheckBatch(const ffi::Shape& ids, const ffi::Shape& append_lengths) {
+    if (ids.empty() || ids.size() != append_lengths.size()) {
+      TVM_FFI_THROW(ValueError) << "BeginForward got " << ids.size() << " sequences and " << append_lengths.size()
+                                << " append lengths.";
+    }
+    RequireDistinct(ids);
+    std::vector<BatchEntry> batch;
+    int64_t tokens = 0;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      Sequence& sequence = Find(ids[i]);
+      if (append_lengths[i] < 1) {
+        TVM_FFI_THROW(ValueError) << "BeginForward got " << append_lengths[i] << " tokens for sequence " << ids[i]
+                                  << "; at least 1 is needed.";
+      }
+      batch.push_back({&sequence, append_lengths[i]});
+      tokens += append_lengths[i];
+      if (tokens > config_.max_step_tokens()) {
+        TVM_FFI_THROW(ValueError) << "A step of " << tokens << " or more tokens exceeds the prefill chunk of "
+                                  << config_.max_step_tokens() << " that this KV cache was created with.";
+      }
+    }
+    return batch;
+  }
+
+  // Without a tree every earlier tree must be committed. With one, node j of a sequence must follow node j - 1, where
+  // j goes on from the nodes that are still uncommitted (a tree may come in several steps).
+  static void CheckTree(const std::vector<BatchEntry>& batch, const ffi::Shape& ids,
+                        const ffi::Optional<ffi::Shape>& tree) {
+    size_t node = 0;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const Sequence& sequence = *batch[i].sequence;
+      if (!tree.has_value()) {
+        if (sequence.uncommitted > 0) {
+          TVM_FFI_THROW(RuntimeError) << "The token tree of sequence " << ids[i] << " is not committed; call "
+                                      << "CommitAcceptedTokenTreeNodes first.";
+        }
+        continue;
+      }
+      for (int64_t j = 0; j < batch[i].new_tokens; ++j, ++node) {
+        if (node >= tree.value().size()) break;
+        if (tree.value()[node] != sequence.uncommitted + j - 1) Unsupported("token trees that are not chains");
+      }
+    }
+    if (!tree.has_value()) return;
+    int64_t tokens = 0;
+    for (const BatchEntry& entry : batch) tokens += entry.new_tokens;
+    if (static_cast<int64_t>(tree.value().size()) != tokens) {
+      TVM_FFI_THROW(ValueError) << "The token tree has " << tree.value().size() << " nodes for a step of " << tokens
+                                << " tokens.";
+    }
+  }
+
+  void CheckEntries(const Tensor& tensor, int64_t length) const {
+    const int64_t expected[4] = {config_.num_layers, length, config_.num_key_value_heads, config_.head_dim};
+    bool fits = tensor.ndim() == 4 && std::equal(expected, expected + 4, tensor.shape().begin()) &&
+                tensor.IsContiguous() && tensor.device().device_type == kDLCPU && tensor.dtype() == config_.dtype;
+    if (!fits) {
+      TVM_FFI_THROW(ValueError) << "K and V must be compact CPU tensors of shape [" << expected[0] << ", " << expected[1]
+                                << ", " << expected[2] << ", " << expected[3] << "] and of the cache's dtype "
+                                << ffi::DLDataTypeToString(config_.dtype) << ".";
+    }
+  }
+
+  // Whether the next token goes into a page that another sequence reads too.
+  bool NeedsCopy(const Sequence& sequence) const {
+    return sequence.length % config_.page != 0 && pages_.shared(sequence.pages.back());
+  }
+
+  void MakeOwn(int32_t* page) {
+    if (!pages_.shared(*page)) return;
+    int32_t copy = pages_.Acquire();
+    store_.CopyPage(*page, copy);
+    pages_.Release(*page);
+    *page = copy;
+  }
+
+  // The caller has checked that there are pages enough.
+  void Append(Sequence& sequence, int64_t tokens, bool as_tree) {
+    if (NeedsCopy(sequence)) MakeOwn(&sequence.pages.back());
+    sequence.length += tokens;
+    while (static_cast<int64_t>(sequence.pages.size()) < CeilDiv(sequence.length, config_.page)) {
+      sequence.pages.push_back(pages_.Acquire());
+    }
+    if (as_tree) sequence.uncommitted += tokens;
+  }
+
+  void Truncate(Sequence& sequence, int64_t length) {
+    sequence.uncommitted = std::max<int64_t>(0, sequence.uncommitted - (sequence.length - length));
+    sequence.length = length;
+    while (static_cast<int64_t>(sequence.pages.size()) > CeilDiv(length, config_.page)) {
+      pages_.Release(sequence.pages.back());
+      sequence.pages.pop_back();
+    }
+  }
+
+  void MakeWritable(Sequence& sequence, int64_t begin, int64_t end) {
+    int64_t first = begin / config_.page, last = CeilDiv(end, config_.page), copies = 0;
+    for (int64_t i = first; i < last; ++i) copies += pages_.shared(sequence.pages[i]);
+    if (copies > pages_.num_free()) {
+      TVM_FFI_THROW(RuntimeError) << "The KV cache is full: " << pages_.num_used() << " of " << pages_.num_pages()
+                                  << " pages of " << config_.page << " entries are in use and writing needs "
+                                  << copies << " more.";
+    }
+    for (int64_t i = first; i < last; ++i) MakeOwn(&sequence.pages[i]);
+  }
+
+  CacheConfig config_;
+  PageStore store_;
+  PagePool pages_;
+  std::unordered_map<int64_t, Sequence> sequences_;
+  StepPlan plan_;
+  std::vector<ffi::Array<Tensor>> layers_;  // answers of Layer(), empty until asked for in this step
+  bool step_is_open_ = false;
+};
+
+}  // namespace entropy_mlc

@@ -1,0 +1,89 @@
+// The K and V pools of every layer, and where an element lies in them.
+#pragma once
+#include <cstring>
+#include <vector>
+
+#include "cache_config.h"
+#include "memory.h"
+
+namespace entropy_mlc {
+
+// A page holds `page` entries of one KV head; head page id = page id * num_key_value_heads + head. With P = pair():
+//   k_pages [num_head_pages, head_dim / P, page, P]   element (entry t, dim c) at [hp, c / P, t, c % P]
+//   v_pages [num_head_pages, page / P, head_dim, P]   element (entry t, dim c) at [hp, t / P, c, t % P]
+// Entries past a sequence's length hold what was there before: kernels mask by length.
+class PageStore {
+ public:
+  PageStore(const CacheConfig& config, int64_t num_pages) : config_(config) {
+    int64_t head_pages = num_pages * config.num_key_value_heads;
+    if (head_pages * config.page > INT32_MAX) {
+      TVM_FFI_THROW(ValueError) << "A KV cache of " << num_pages * config.page << " entries for each of "
+                                << config.num_key_value_heads << " KV heads is too large for 32 bit slots; lower "
+                                << "max_total_seq_length.";
+    }
+    int64_t P = config.pair(), d = config.head_dim, page = config.page;
+    size_t bytes = head_pages * config.head_page_elements() * config.bytes_per_element();
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      k_.push_back(TensorOver(std::make_shared<ReservedMemory>(bytes), {head_pages, d / P, page, P}, config.dtype));
+      v_.push_back(TensorOver(std::make_shared<ReservedMemory>(bytes), {head_pages, page / P, d, P}, config.dtype));
+    }
+  }
+
+  const Tensor& k(int64_t layer) const { return k_[layer]; }
+  const Tensor& v(int64_t layer) const { return v_[layer]; }
+
+  // All heads of a page lie next to each other, so a page is one copy a pool.
+  void CopyPage(int32_t source, int32_t destination) {
+    size_t bytes = config_.num_key_value_heads * config_.head_page_elements() * config_.bytes_per_element();
+    for (const std::vector<Tensor>* pools : {&k_, &v_}) {
+      for (const Tensor& pool : *pools) {
+        char* data = static_cast<char*>(pool.data_ptr());
+        std::memcpy(data + destination * bytes, data + source * bytes, bytes);
+      }
+    }
+  }
+
+  // Copies entries [begin, end) of the sequence that owns `pages` between the pools and compact host tensors
+  // k, v [num_layers, end - begin, num_key_value_heads, head_dim].
+  enum class Direction { kRead, kWrite };
+  void CopyEntries(Direction direction, const std::vector<int32_t>& pages, int64_t begin, int64_t end, void* k,
+                   void* v) {
+    if (config_.bytes_per_element() == 2) {
+      CopyEntriesAs<uint16_t>(direction, pages, begin, end, static_cast<uint16_t*>(k), static_cast<uint16_t*>(v));
+    } else {
+      CopyEntriesAs<uint32_t>(direction, pages, begin, end, static_cast<uint32_t*>(k), static_cast<uint32_t*>(v));
+    }
+  }
+
+ private:
+  template <typename T>
+  void CopyEntriesAs(Direction direction, const std::vector<int32_t>& pages, int64_t begin, int64_t end, T* k, T* v) {
+    int64_t P = config_.pair(), d = config_.head_dim, page = config_.page, heads = config_.num_key_value_heads;
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      T* k_pool = static_cast<T*>(k_[layer].data_ptr());
+      T* v_pool = static_cast<T*>(v_[layer].data_ptr());
+      for (int64_t entry = begin; entry < end; ++entry) {
+        int64_t t = entry % page;
+        for (int64_t head = 0; head < heads; ++head) {
+          int64_t base = (pages[entry / page] * heads + head) * config_.head_page_elements();
+          for (int64_t c = 0; c < d; ++c, ++k, ++v) {
+            T& k_element = k_pool[base + (c / P) * page * P + t * P + c % P];
+            T& v_element = v_pool[base + (t / P) * d * P + c * P + t % P];
+            if (direction == Direction::kRead) {
+              *k = k_element;
+              *v = v_element;
+            } else {
+              k_element = *k;
+              v_element = *v;
+            }
+          }
+        }
+      }
+    }
+  }
+
+  CacheConfig config_;
+  std::vector<Tensor> k_, v_;
+};
+
+}  // namespace entropy_mlc
