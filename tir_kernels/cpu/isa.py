@@ -7,6 +7,7 @@ Two traps of TVM 0.27: only a buffer in the default scope and below 1 KiB lies o
 workspace on CPU), and ``name = expression`` allocates a "local" buffer; bind values with ``name: T.let = expression``.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,8 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_cpu_features
 
 from .llvm_helpers import helper_ir
+
+LOG2_E = math.log2(math.e)
 
 _TIERS = (  # best first: name, LLVM features it needs, float32 lanes
     ("avx512_bf16", {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16"}, 16),
@@ -108,9 +111,19 @@ class VectorISA:
         """Two float32 vectors -> int32 words: word i holds elements 2i and 2i+1 of the concatenation lo, hi."""
         return self._call("int32", "x_pack_bf16", lo, hi)
 
+    def interleave_bf16(self, even, odd):
+        """Two bfloat16 vectors -> one bfloat16 vector of twice the width: even[0], odd[0], even[1], odd[1], ..."""
+        even, odd = (T.cast(T.reinterpret(f"uint16x{self.lanes}", x), f"int32x{self.lanes}") for x in (even, odd))
+        words = T.bitwise_or(even, T.shift_left(odd, self.splat(T.int32(16))))
+        return T.reinterpret(f"bfloat16x{2 * self.lanes}", words)
+
     def exp2(self, x, fast: bool = False):
         """2**x for float32 vectors; ``fast`` has a relative error of 1e-4 (below bfloat16 rounding), else 2e-7."""
         return self._call("float32", "x_exp2_fast" if fast else "x_exp2", x)
+
+    def sigmoid(self, x, fast: bool = False):
+        """1 / (1 + exp(-x)) for float32 vectors; ``fast`` as in :meth:`exp2`."""
+        return self.splat(T.float32(1)) / (self.splat(T.float32(1)) + self.exp2(x * self.splat(T.float32(-LOG2_E)), fast))
 
     def vmax(self, a, b):
         """Element-wise maximum of vectors without NaN."""
