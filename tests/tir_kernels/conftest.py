@@ -1,44 +1,43 @@
-"""CPU kernels are tested in every feature tier that this machine can run."""
+"""Shared by the kernel tests: the CPU targets, one a vector tier, that this machine can execute."""
 
 import os
 
-os.environ.setdefault("TVM_NUM_THREADS", "2")
+os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count()))
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 import pytest
-import tvm
 from tvm.target import Target
-from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu
+from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu, llvm_get_system_triple
 
-from tir_kernels.cpu.isa import vector_isa
+from tir_kernels.cpu.isa import VectorISA, vector_isa
 
-_CPU_OF_TIER = {"avx512_bf16": "znver4", "avx512": "skylake-avx512", "avx2": "haswell", "generic": "x86-64"}
-
-
-def _runnable_tiers() -> list[str]:
-    def features(cpu: str) -> set[str]:
-        return {str(name) for name in llvm_get_cpu_features(Target({"kind": "llvm", "mcpu": cpu}))}
-
-    host = features(llvm_get_system_cpu())
-    needs = {"avx512_bf16": {"avx512f", "avx512bf16"}, "avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "generic": set()}
-    return [tier for tier in _CPU_OF_TIER if needs[tier] <= host]
+_X86_TIERS = ("znver4", "skylake-avx512", "haswell", "x86-64")
 
 
-@pytest.fixture(params=_runnable_tiers(), scope="session")
-def cpu_target(request) -> Target:
-    return Target({"kind": "llvm", "mcpu": _CPU_OF_TIER[request.param]})
+def _features(mcpu: str) -> set[str]:
+    return {str(name) for name in llvm_get_cpu_features(Target({"kind": "llvm", "mcpu": mcpu}))}
 
 
-@pytest.fixture(scope="session")
-def isa(cpu_target):
-    return vector_isa(cpu_target)
+def _missing_vector_features(mcpu: str) -> set[str]:
+    """The vector features that code for ``mcpu`` may use and this machine lacks."""
+    used = {name for name in _features(mcpu) if name.startswith(("avx", "sse", "fma", "f16c"))}
+    return used - _features(llvm_get_system_cpu())
 
 
-@pytest.fixture(scope="session")
-def build(cpu_target):
-    """PrimFunc -> callable that takes TVM tensors."""
+def _targets() -> list:
+    """One pytest parameter a tier; a tier that this machine cannot execute carries a skip mark with the reason."""
+    if not str(llvm_get_system_triple()).startswith("x86_64"):
+        return [pytest.param({"kind": "llvm", "mcpu": llvm_get_system_cpu()}, id="host")]
+    parameters = []
+    for mcpu in _X86_TIERS:
+        missing = _missing_vector_features(mcpu)
+        marks = [pytest.mark.skip(reason=f"this CPU lacks {', '.join(sorted(missing))}")] if missing else []
+        parameters.append(pytest.param({"kind": "llvm", "mcpu": mcpu}, id=mcpu, marks=marks))
+    return parameters
 
-    def compile_kernel(func):
-        return tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=cpu_target)["main"]
 
-    return compile_kernel
+@pytest.fixture(scope="session", params=_targets())
+def isa_target(request) -> tuple[Target, VectorISA]:
+    """(target, vector tier) for every tier that this machine can execute."""
+    target = Target(request.param)
+    return target, vector_isa(target)
