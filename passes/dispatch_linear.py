@@ -3,8 +3,9 @@
 from math import prod
 
 import tvm
-from tvm import IRModule, arith, relax, tirx
+from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.sym import Analyzer
 
 from tir_kernels.cpu.embedding import embedding
 from tir_kernels.cpu.isa import VectorISA
@@ -43,7 +44,7 @@ class _Rewriter(PyExprMutator):
         self.isa = isa
         self.packed = {i for i, param in enumerate(plan) if param.format != PLAIN}
         self.kernels = {}
-        self.analyzer = arith.Analyzer()
+        self.analyzer = Analyzer()
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         chains = linear_chains(func, self.packed)
@@ -55,12 +56,13 @@ class _Rewriter(PyExprMutator):
             for binding in bindings_of(func)
             if isinstance(binding.value, relax.TupleGetItem) and binding.value.tuple_value.same_as(self.params)
         }
-        return self.visit_expr(func)
-
-    def visit_var_def_(self, var: relax.Var) -> relax.Var:
-        if not var.same_as(self.params):
-            return super().visit_var_def_(var)
-        return relax.Var(var.name, relax.TupleType([relax.TensorType(p.shape, p.dtype) for p in self.plan]))
+        stored = relax.Var(
+            self.params.name, relax.TupleType([relax.TensorType(param.shape, param.dtype) for param in self.plan])
+        )
+        self.set_var_remap(self.params, stored)
+        rewritten = self.visit_expr(func)
+        params = [stored if param.same_as(self.params) else param for param in func.params]
+        return relax.Function(params, rewritten.body, rewritten.ret_ty, rewritten.is_pure, rewritten.attrs)
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         if binding.var in self.skipped:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from tvm import relax, tirx
+import tvm_ffi
+from tvm import relax
 
 from .weight_plan import bindings_of, is_call, packed_params_var, users_of
 
@@ -64,7 +65,7 @@ def _extend(chain: LinearChain, values: dict, users: dict) -> bool:
             return False
         if len(other.ty.shape) == 1 and chain.bias is None:
             chain.bias = other
-        elif _same_shape(other, chain.result):
+        elif tvm_ffi.structural_equal(other.ty.shape, chain.result.ty.shape):
             chain.residual = other
         else:
             return False
@@ -77,12 +78,6 @@ def _extend(chain: LinearChain, values: dict, users: dict) -> bool:
     chain.absorbed.append(chain.result)
     chain.result = reader
     return not is_call(value, "relax.astype")
-
-
-def _same_shape(a: relax.Var, b: relax.Var) -> bool:
-    return len(a.ty.shape) == len(b.ty.shape) and all(
-        tirx.analysis.expr_deep_equal(x, y) for x, y in zip(a.ty.shape, b.ty.shape)
-    )
 
 
 def _absorb_swiglu(chain: LinearChain, split: relax.Var, values: dict, users: dict) -> bool:

@@ -1,6 +1,7 @@
 """Removes chains of reshapes that dispatch passes leave between two-dimensional kernels."""
 
 import tvm
+import tvm_ffi
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -29,6 +30,6 @@ class _Simplifier(PyExprMutator):
         inner = self.lookup_binding(source) if isinstance(source, relax.Var) else None
         if isinstance(inner, relax.Call) and inner.op == _RESHAPE:
             source = inner.args[0]
-        if tvm.ir.structural_equal(source.ty.shape, shape):
+        if tvm_ffi.structural_equal(source.ty.shape, shape):
             return source
         return relax.op.reshape(source, shape)
