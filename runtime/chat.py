@@ -1,0 +1,157 @@
+"""``python -m runtime.chat DIR``: a conversation in the terminal, with the commands of ``mlc_llm chat``."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.console import PrefillProgress, print_error, speeds, user_errors
+from runtime.engine import Engine, Usage
+from runtime.errors import UserError
+from runtime.settings import apply_settings
+
+_HELP = """\
+Commands:
+  /help             show this
+  /stats            speed of the last answer
+  /reset            begin a new conversation
+  /set k=v;k=v      change sampling settings, e.g. /set temperature=0.5;top_p=0.8;max_tokens=100;stop=str1,str2
+                    (alone: show them)
+  /exit             leave
+A line that ends in \\ goes on in the next one. Ctrl-C stops an answer."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Chat:
+    """A conversation with an engine: its messages, its settings, and the commands on them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sampling = engine.default_sampling
+        self._messages: list[dict[str, str]] = []
+        self._last_usage: Usage | None = None
+
+    def handle(self, line: str) -> bool:
+        """Obey a command or answer a message; False after /exit. UserError leaves the conversation as it was."""
+        command, _, argument = line.strip().partition(" ")
+        match command:
+            case "":
+                pass
+            case "/exit":
+                return False
+            case "/help":
+                print(_HELP)
+            case "/stats":
+                print("N/A" if self._last_usage is None else speeds(self._last_usage))
+            case "/reset":
+                self._messages = []
+            case "/set":
+                self._sampling = apply_settings(self._sampling, argument)
+                if not argument.strip():
+                    print(";".join(f"{key}={value}" for key, value in self._sampling))
+            case _ if re.fullmatch("/[a-z]+", command):
+                raise UserError(f"there is no command {command}: /help lists them")
+            case _:
+                self._answer(line)
+        return True
+
+    def _answer(self, text: str) -> None:
+        messages = self._fit([*self._messages, {"role": "user", "content": text}])
+        answer, finish_reason = "", None
+        with _ctrl_c_stops() as stop, PrefillProgress() as progress:
+
+            def on_prefill(done: int, total: int) -> None:
+                if stop.wanted:
+                    raise KeyboardInterrupt
+                progress(done, total)
+
+            try:
+                for output in self._engine.generate(messages, self._sampling, on_prefill=on_prefill):
+                    print(output.text, end="", flush=True)
+                    answer += output.text
+                    finish_reason = output.finish_reason
+                    self._last_usage = output.usage or self._last_usage
+                    if stop.wanted:
+                        break
+            except KeyboardInterrupt:
+                stop.wanted = True
+        print(" [stopped]" if stop.wanted else " [cut at the length limit]" if finish_reason == "length" else "")
+        self._messages = [*messages, {"role": "assistant", "content": answer}]
+
+    def _fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Drop the oldest turns of a conversation that has outgrown the context."""
+        length = len(self._engine.encode(messages))
+        while length >= self._engine.context_window_size and len(messages) > 2:
+            messages = messages[2:]
+            length = len(self._engine.encode(messages))
+        return messages
+
+
+class _Stop:
+    wanted = False
+
+
+@contextmanager
+def _ctrl_c_stops() -> Iterator[_Stop]:
+    """Turn Ctrl-C into a flag: an exception in the middle of a step would cost the cache, and with it the next turn.
+
+    A second Ctrl-C, for a step that takes too long, raises KeyboardInterrupt at once.
+    """
+    stop = _Stop()
+
+    def on_signal(_signal: int, _frame: object) -> None:
+        if stop.wanted:
+            raise KeyboardInterrupt
+        stop.wanted = True
+
+    previous = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _read_message() -> str:
+    """One message from stdin, several lines if they end in a backslash; EOFError at its end."""
+    terminal = sys.stdin.isatty()
+    lines = [input(">>> " if terminal else "")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input("... " if terminal else ""))
+    return "\n".join(lines)
+
+
+@app.command()
+def main(
+    model_dir: Annotated[Path, typer.Argument(help="MLC model folder", metavar="DIR")],
+    model_lib: Annotated[Path | None, typer.Option(help="Library; default: the one beside DIR in libs/.")] = None,
+) -> None:
+    """Chat with a model."""
+    with user_errors():
+        chat = Chat(Engine(model_dir, model_lib))
+    print(_HELP)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  (gives input() line editing and history)
+    while True:
+        try:
+            if not chat.handle(_read_message()):
+                break
+        except UserError as err:
+            print_error(err)
+        except UnicodeDecodeError:
+            print_error(UserError("the message is not UTF-8: convert it first"))
+        except (EOFError, KeyboardInterrupt):
+            print()
+            break
+
+
+if __name__ == "__main__":
+    app()

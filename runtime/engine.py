@@ -1,0 +1,190 @@
+"""The engine: prompts in, streams of text out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runtime.artifact import find_library, read_chat_config
+from runtime.errors import UserError
+from runtime.library import ModelLibrary
+from runtime.params import load_params
+from runtime.sampling import Sampler, SamplingParams
+from runtime.sequence import CachedSequence, Progress
+from runtime.text_stream import StopStrings, StreamingDetokenizer
+from runtime.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts and times of one answer. Seconds are the engine's own; the reader of the stream may be slow."""
+
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, found in the cache
+    completion_tokens: int
+    prefill_seconds: float  # up to the first token of the answer
+    decode_seconds: float  # from there to the last
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens computed (not found in the cache) a second."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens a second after the first, which the prefill gave; None for an answer of one token."""
+        return (self.completion_tokens - 1) / self.decode_seconds if self.completion_tokens > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOutput:
+    """One token of an answer.
+
+    ``text`` is what became certain with it and may be empty: characters that span tokens, or the beginning of a stop
+    string, are held back. ``finish_reason`` and ``usage`` come with the last token: "stop" after an end-of-text token
+    or a stop string, "length" at max_tokens or at the end of the context.
+    """
+
+    text: str
+    token_id: int
+    finish_reason: Literal["stop", "length"] | None = None
+    usage: Usage | None = None
+
+
+class Engine:
+    """A loaded model that answers one prompt at a time, from one thread.
+
+    The cache keeps the last prompt and answer. A prompt that begins with the same tokens computes only the rest.
+    """
+
+    def __init__(self, model_dir: str | Path, model_lib: str | Path | None = None) -> None:
+        """Load a model folder and its library (by default the one found by MLC's folder convention).
+
+        Raises
+        ------
+        UserError
+            Folder or library is missing or damaged, or they do not belong together.
+        """
+        folder = Path(model_dir)
+        config = read_chat_config(folder)
+        library = ModelLibrary(find_library(folder) if model_lib is None else Path(model_lib))
+        params = load_params(folder, config, library.metadata, library.path)
+        self._library = library
+        self.tokenizer = Tokenizer(folder)
+        self.metadata = library.metadata
+        self.stop_token_ids = config.stop_token_ids
+        self.default_sampling = SamplingParams.of_model(config)
+        self.context_window_size = min(config.context_window_size, library.metadata.context_window_size)
+        self._vocab_size = config.vocab_size
+        self._sequence = CachedSequence(library, params, self.context_window_size)
+        self._answer_number = 0
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a raw text, of a conversation (list of messages), or checked ids themselves.
+
+        Raises
+        ------
+        UserError
+            The prompt is empty, is no valid UTF-8, or has an id outside the vocabulary.
+        """
+        if isinstance(prompt, str):
+            empty, ids = not prompt, self.tokenizer.encode(prompt)
+        elif len(prompt) and isinstance(prompt[0], dict):
+            empty, ids = not str(prompt[-1].get("content", "")).strip(), self.tokenizer.encode_chat(prompt)
+        else:
+            empty, ids = False, [int(token_id) for token_id in prompt]
+            if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
+                raise UserError(f"the prompt has a token id outside the vocabulary of {self._vocab_size}")
+        if empty or not ids:
+            raise UserError("the prompt is empty: give it some text")
+        return ids
+
+    def generate(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, *, on_prefill: Progress | None = None
+    ) -> Iterator[StreamOutput]:
+        """Stream the answer to a prompt. Abandoning the iterator stops the answer.
+
+        Parameters
+        ----------
+        prompt
+            A raw text to continue, a list of {"role", "content"} messages, or token ids.
+        sampling
+            None takes ``default_sampling``. ``max_tokens`` beyond the context is cut to it.
+        on_prefill
+            Called with (tokens done, tokens to do) before the first chunk of the prompt and after each. It may raise
+            to stop; the finished chunks stay cached.
+
+        Raises
+        ------
+        UserError
+            The prompt is empty, malformed or longer than the context (at once, not at the first token).
+        """
+        sampling = sampling or self.default_sampling
+        ids = self.encode(prompt)
+        room = self.context_window_size - len(ids)
+        if room < 1:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self.context_window_size} including the "
+                "answer: shorten the prompt"
+            )
+        if unknown := [token_id for token_id in sampling.logit_bias if not 0 <= token_id < self._vocab_size]:
+            raise UserError(f"logit_bias has token id {unknown[0]} outside the vocabulary of {self._vocab_size}")
+        self._answer_number += 1
+        return self._stream(self._answer_number, ids, sampling, min(sampling.max_tokens or room, room), on_prefill)
+
+    def _stream(
+        self, number: int, prompt: list[int], sampling: SamplingParams, max_tokens: int, on_prefill: Progress | None
+    ) -> Iterator[StreamOutput]:
+        self._check_current(number)
+        sampler = Sampler(self._library, sampling, self.metadata.active_vocab_size or self._vocab_size)
+        text_stream = _AnswerText(self.tokenizer, sampling.stop)
+        started = time.perf_counter()
+        cached = self._sequence.reuse(prompt)
+        token_id = sampler.sample(self._sequence.prefill(prompt[cached:], on_prefill))
+        prefill_seconds, decode_seconds = time.perf_counter() - started, 0.0
+        for count in range(1, max_tokens + 1):
+            text = "" if token_id in self.stop_token_ids else text_stream.add(token_id)
+            finish_reason = None
+            if token_id in self.stop_token_ids or text_stream.stopped:
+                finish_reason = "stop"
+            elif count == max_tokens:
+                finish_reason = "length"
+            if finish_reason is not None:
+                usage = Usage(len(prompt), cached, count, prefill_seconds, decode_seconds)
+                yield StreamOutput(text + text_stream.finish(), token_id, finish_reason, usage)
+                return
+            yield StreamOutput(text, token_id)
+            self._check_current(number)
+            started = time.perf_counter()
+            token_id = sampler.sample(self._sequence.decode(token_id))
+            decode_seconds += time.perf_counter() - started
+
+    def _check_current(self, number: int) -> None:
+        if number != self._answer_number:
+            raise RuntimeError("this answer cannot go on: the engine has begun another one")
+
+
+class _AnswerText:
+    """Token ids of an answer to the text that may be shown."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._detokenizer = StreamingDetokenizer(tokenizer.decode)
+        self._stop = StopStrings(stop)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.found
+
+    def add(self, token_id: int) -> str:
+        return self._stop.add(self._detokenizer.add(token_id))
+
+    def finish(self) -> str:
+        if self.stopped:
+            return ""
+        rest = self._stop.add(self._detokenizer.finish())
+        return rest + ("" if self.stopped else self._stop.finish())
