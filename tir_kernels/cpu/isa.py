@@ -69,8 +69,8 @@ class VectorISA:
         return T.broadcast(T.float32(0), self.lanes)
 
     def tail_mask(self, base, limit):
-        """The lanes of the vector that starts at ``base`` whose index is below ``limit``."""
-        return T.get_active_lane_mask(f"boolx{self.lanes}", base, limit)
+        """The lanes of the vector that starts at ``base`` whose index is below ``limit``, which is at least ``base``."""
+        return T.get_active_lane_mask(f"boolx{self.lanes}", T.int32(0), T.int32(limit - base))
 
     def load(self, buffer, *indices, mask=None):
         """float32 vector from a float32 or bfloat16 buffer, its first element at ``indices``; lanes outside ``mask`` are 0."""

@@ -1,0 +1,104 @@
+"""The packed pages of the KV cache in numpy, for the tests of the kernels that read or write them."""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+NUMPY_DTYPE = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+PAIR = {"bfloat16": 2, "float32": 1}
+
+
+def pack_keys(keys: np.ndarray, pair: int) -> np.ndarray:
+    """[pages, page, d] -> [pages, d / P, page, P]."""
+    pages, page, d = keys.shape
+    return np.ascontiguousarray(keys.reshape(pages, page, d // pair, pair).transpose(0, 2, 1, 3))
+
+
+def unpack_keys(k_pages: np.ndarray) -> np.ndarray:
+    """[pages, d / P, page, P] -> [pages, page, d]."""
+    pages, words, page, pair = k_pages.shape
+    return np.ascontiguousarray(k_pages.transpose(0, 2, 1, 3)).reshape(pages, page, words * pair)
+
+
+def pack_values(values: np.ndarray, pair: int) -> np.ndarray:
+    """[pages, page, d] -> [pages, page / P, d, P]."""
+    pages, page, d = values.shape
+    return np.ascontiguousarray(values.reshape(pages, page // pair, pair, d).transpose(0, 1, 3, 2))
+
+
+def unpack_values(v_pages: np.ndarray) -> np.ndarray:
+    """[pages, page / P, d, P] -> [pages, page, d]."""
+    pages, words, d, pair = v_pages.shape
+    return np.ascontiguousarray(v_pages.transpose(0, 1, 3, 2)).reshape(pages, words * pair, d)
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """Random K and V of a batch in shuffled pages; every entry outside the sequences is NaN.
+
+    ``keys[h][b]`` and ``values[h][b]`` are the float64 contents [kv_lengths[h, b], d], already rounded to the model dtype.
+    """
+
+    keys: list[list[np.ndarray]]
+    values: list[list[np.ndarray]]
+    k_pages: np.ndarray
+    v_pages: np.ndarray
+    page_indptr: np.ndarray
+    page_indices: np.ndarray
+    kv_lengths: np.ndarray
+
+
+def random_cache(rng: np.random.Generator, kv_lengths, head_dim: int, page_size: int, dtype: str) -> PagedCache:
+    """A cache for ``kv_lengths`` [G, B] with three unused pages."""
+    kv_lengths = np.asarray(kv_lengths, np.int32)
+    num_heads, num_sequences = kv_lengths.shape
+    counts = -(-kv_lengths // page_size)
+    total = int(counts.sum())
+    page_indices = rng.permutation(total + 3)[:total].astype(np.int32)
+    ends = np.cumsum(counts.ravel()).reshape(counts.shape)
+    page_indptr = np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1).astype(np.int32)
+    k_tokens = np.full((total + 3, page_size, head_dim), np.nan, NUMPY_DTYPE[dtype])
+    v_tokens = k_tokens.copy()
+    keys, values = [], []
+    for h in range(num_heads):
+        keys.append([])
+        values.append([])
+        for b in range(num_sequences):
+            length = kv_lengths[h, b]
+            pages = page_indices[page_indptr[h, b] : page_indptr[h, b + 1]]
+            for tokens, contents in ((k_tokens, keys), (v_tokens, values)):
+                data = rng.standard_normal((length, head_dim)).astype(NUMPY_DTYPE[dtype])
+                padded = np.full((len(pages) * page_size, head_dim), np.nan, data.dtype)
+                padded[:length] = data
+                tokens[pages] = padded.reshape(len(pages), page_size, head_dim)
+                contents[h].append(data.astype(np.float64))
+    pair = PAIR[dtype]
+    return PagedCache(
+        keys, values, pack_keys(k_tokens, pair), pack_values(v_tokens, pair), page_indptr, page_indices, kv_lengths
+    )
+
+
+def query_tiles(query_lengths, tile: int = 64) -> np.ndarray:
+    """int32 [num_tiles, 2]: (sequence, first row) of every query tile."""
+    return np.array([(b, row) for b, n in enumerate(query_lengths) for row in range(0, n, tile)], np.int32).reshape(-1, 2)
+
+
+def reference_attention(q: np.ndarray, cache: PagedCache, query_lengths, sm_scale: float) -> np.ndarray:
+    """float64 causal attention of q [n, H, d]; the last new token of a sequence sees all of its entries."""
+    num_key_value_heads = len(cache.keys)
+    group = q.shape[1] // num_key_value_heads
+    out = np.empty(q.shape, np.float64)
+    row = 0
+    for b, rows in enumerate(query_lengths):
+        for h in range(num_key_value_heads):
+            length = int(cache.kv_lengths[h, b])
+            heads = slice(h * group, (h + 1) * group)
+            scores = np.einsum("nhd,ld->hnl", q[row : row + rows, heads].astype(np.float64), cache.keys[h][b]) * sm_scale
+            visible = np.arange(length) < (length - rows + 1 + np.arange(rows))[:, None]
+            scores = np.where(visible, scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            out[row : row + rows, heads] = np.einsum("hnl,ld->nhd", weights, cache.values[h][b])
+        row += rows
+    return out

@@ -1,0 +1,114 @@
+"""Causal attention of the new tokens of a ragged batch over the packed pages of the KV cache."""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .attention_block import attention_block
+from .attention_shape import AttentionShape
+from .isa import VectorISA
+
+QUERY_TILE = 64  # tokens in a query tile, as the cache plans them
+_ROW_BLOCK = 4
+
+
+def attention_prefill(
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: str,
+    isa: VectorISA,
+    sm_scale: float,
+) -> PrimFunc:
+    """(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out).
+
+    q, out : dtype [n, H, d]
+    k_pages : dtype [head pages, d / P, page_size, P], v_pages : dtype [head pages, page_size / P, d, P]; P = 2 for bfloat16, else 1
+    query_indptr : int32 [B + 1], tiles : int32 [tiles, 2] of (sequence, first row) for tiles of 64 rows
+    page_indptr : int32 [G, B + 1] into page_indices int32 [T], kv_lengths : int32 [G, B] with the new tokens
+
+    Row j of the n_b new tokens of sequence b sees the entries [0, kv_lengths[h, b] - n_b + j + 1) of its key/value head h.
+    A task is a (key/value head, tile); its query heads meet each page together, while it is in the L1 cache.
+    head_dim and page_size are multiples of 16, sm_scale is positive.
+    """
+    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK)
+    block = attention_block(shape, sm_scale)
+    H, G, d, g, P, L, R = num_attention_heads, num_key_value_heads, head_dim, shape.group, shape.pair, isa.lanes, _ROW_BLOCK
+    max_rows = -(-QUERY_TILE * g // R) * R
+
+    @T.prim_func(s_tir=True)
+    def attention_prefill(
+        q_handle: T.handle,
+        k_pages_handle: T.handle,
+        v_pages_handle: T.handle,
+        query_indptr_handle: T.handle,
+        tiles_handle: T.handle,
+        page_indptr_handle: T.handle,
+        page_indices_handle: T.handle,
+        kv_lengths_handle: T.handle,
+        out_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        n = T.int64()
+        num_pages = T.int64()
+        batch_size = T.int64()
+        num_tiles = T.int64()
+        num_indices = T.int64()
+        q = T.match_buffer(q_handle, (n, H, d), dtype)
+        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
+        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        query_indptr = T.match_buffer(query_indptr_handle, (batch_size + 1,), "int32")
+        tiles = T.match_buffer(tiles_handle, (num_tiles, 2), "int32")
+        page_indptr = T.match_buffer(page_indptr_handle, (G, batch_size + 1), "int32")
+        page_indices = T.match_buffer(page_indices_handle, (num_indices,), "int32")
+        kv_lengths = T.match_buffer(kv_lengths_handle, (G, batch_size), "int32")
+        out = T.match_buffer(out_handle, (n, H, d), dtype)
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with isa.helpers():
+                for task in T.parallel(G * num_tiles):
+                    with T.sblock("task"):
+                        T.reads()
+                        T.writes()
+                        queries = T.sblock_alloc_buffer((max_rows, shape.query_width), shape.operand_dtype)
+                        maxima = T.sblock_alloc_buffer((max_rows,), "float32")
+                        sums = T.sblock_alloc_buffer((max_rows, L), "float32")
+                        outputs = T.sblock_alloc_buffer((max_rows, d), "float32")
+                        scores = T.sblock_alloc_buffer((R, page_size), "float32")
+                        weights = T.sblock_alloc_buffer((R, shape.weight_width), shape.operand_dtype)
+                        head: T.let = task // num_tiles
+                        sequence: T.let = tiles[task % num_tiles, 0]
+                        first: T.let = tiles[task % num_tiles, 1]
+                        token0: T.let = query_indptr[sequence] + first
+                        num_new: T.let = query_indptr[sequence + 1] - query_indptr[sequence]
+                        num_tokens: T.let = T.min(QUERY_TILE, num_new - first)
+                        num_rows: T.let = num_tokens * g
+                        num_blocks: T.let = (num_rows + R - 1) // R
+                        visible0: T.let = kv_lengths[head, sequence] - num_new + first + 1
+                        block.start(q, token0, head, num_rows, num_blocks * R, queries, maxima, sums, outputs)
+                        for p in T.serial((visible0 + num_tokens - 1 + page_size - 1) // page_size):
+                            head_page: T.let = T.cast(page_indices[page_indptr[head, sequence] + p], "int64")
+                            for r in T.serial(num_blocks):
+                                block.update(
+                                    k_pages,
+                                    v_pages,
+                                    head_page,
+                                    queries,
+                                    r * R,
+                                    visible0 - p * page_size,
+                                    num_rows,
+                                    maxima,
+                                    sums,
+                                    outputs,
+                                    scores,
+                                    weights,
+                                )
+                        for r in T.serial(num_rows):
+                            norm: T.let = T.float32(1) / isa.hsum(sums[r, isa.ramp(0)])
+                            for v in T.serial(d // L):
+                                isa.store(
+                                    out, outputs[r, isa.ramp(v * L)] * isa.splat(norm), token0 + r // g, head * g + r % g, v * L
+                                )
+
+    return attention_prefill

@@ -1,0 +1,138 @@
+"""RoPE on the queries and keys of the new tokens; keys and values go straight into the pages of the KV cache."""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .isa import VectorISA
+from .vector_ranges import isa_for_width, vector_starts
+
+
+def rope_append(
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    head_dim: int,
+    rotary_dim: int,
+    page_size: int,
+    dtype: str,
+    isa: VectorISA,
+) -> PrimFunc:
+    """(qkv, cos_sin, append_slots, k_pages, v_pages, q_out); k_pages and v_pages are updated in place.
+
+    qkv : dtype [n, H + 2 G, d], query heads, key heads, value heads, before RoPE
+    cos_sin : float32 [n, rotary_dim] as :func:`rope_table` writes it
+    append_slots : int32 [G, n], ``head_page * page_size + offset`` of the new entry of each key/value head
+    k_pages : dtype [head pages, d / P, page_size, P]
+    v_pages : dtype [head pages, page_size / P, d, P]
+    q_out : dtype [n, H, d]
+
+    RoPE is the rotate-half form on the first ``rotary_dim`` dimensions. P is 2 for bfloat16 and 1 for float32.
+
+    A task owns a run of tokens of one key/value head. Two tasks may own the two bfloat16 of one 32-bit word of v_pages, so a
+    word is only stored whole by a task that owns both; else each half is stored by itself, which loses no neighbour.
+    """
+    H, G, d = num_attention_heads, num_key_value_heads, head_dim
+    g = H // G
+    half, rest = rotary_dim // 2, head_dim - rotary_dim
+    P = 2 if dtype == "bfloat16" else 1
+    isa = isa_for_width(isa, min(width for width in (half, rest, d // P) if width))
+    L = isa.lanes
+    rotated, kept, words = vector_starts(isa, half), vector_starts(isa, rest), vector_starts(isa, d // P)
+
+    @T.inline
+    def rotate(qkv, cos_sin, token, head, out, out_row):
+        """out[out_row, :] = RoPE of one head of one token; out_row is a tuple of indices."""
+        for v in T.unroll(rotated.count):
+            j: T.let = rotated[v]
+            x: T.let = isa.load(qkv, token, head, j)
+            y: T.let = isa.load(qkv, token, head, half + j)
+            cos: T.let = isa.load(cos_sin, token, j)
+            sin: T.let = isa.load(cos_sin, token, half + j)
+            isa.store(out, x * cos - y * sin, *out_row, j)
+            isa.store(out, y * cos + x * sin, *out_row, half + j)
+        for v in T.unroll(kept.count):
+            isa.store(out, isa.load(qkv, token, head, rotary_dim + kept[v]), *out_row, rotary_dim + kept[v])
+
+    @T.inline
+    def store_run(qkv, keys, token0, head, k_pages, v_pages, page, offset):
+        """L consecutive tokens into L consecutive entries of one page."""
+        for v in T.serial(words.count):
+            T.evaluate(
+                isa.transpose(k_pages[page, words[v], offset, 0], T.int64(page_size), keys[0, words[v] * P], T.int64(d // P))
+            )
+        if P == 1:
+            for i in T.serial(L):
+                for v in T.serial(d // L):
+                    v_pages[page, offset + i, v * L, isa.ramp(0)] = qkv[token0 + i, H + G + head, isa.ramp(v * L)]
+        else:
+            for i in T.serial(L // 2):
+                for v in T.serial(d // L):
+                    v_pages[page, offset // 2 + i, v * L, T.ramp(0, 1, 2 * L)] = isa.interleave_bf16(
+                        qkv[token0 + 2 * i, H + G + head, isa.ramp(v * L)],
+                        qkv[token0 + 2 * i + 1, H + G + head, isa.ramp(v * L)],
+                    )
+
+    @T.inline
+    def store_token(qkv, keys, i, token, head, k_pages, v_pages, page, offset):
+        for c in T.serial(d):
+            k_pages[page, c // P, offset, c % P] = keys[i, c]
+        for c in T.serial(d):
+            v_pages[page, offset // P, c, offset % P] = qkv[token, H + G + head, c]
+
+    @T.prim_func(s_tir=True)
+    def rope_append(
+        qkv_handle: T.handle,
+        cos_sin_handle: T.handle,
+        append_slots_handle: T.handle,
+        k_pages_handle: T.handle,
+        v_pages_handle: T.handle,
+        q_out_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        n = T.int64()
+        num_pages = T.int64()
+        qkv = T.match_buffer(qkv_handle, (n, H + 2 * G, d), dtype)
+        cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
+        append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
+        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
+        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with isa.helpers():
+                for task in T.parallel((n + L - 1) // L * G):
+                    with T.sblock("run"):
+                        T.reads()
+                        T.writes()
+                        keys = T.sblock_alloc_buffer((L, d), dtype)
+                        broken = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                        head: T.let = task % G
+                        token0: T.let = task // G * L
+                        num_tokens: T.let = T.min(T.int64(L), n - token0)
+                        first: T.let = append_slots[head, token0]
+                        broken[0] = T.Select(num_tokens < L or first % page_size + L > page_size or first % P > 0, 1, 0)
+                        for i in T.serial(num_tokens):
+                            for j in T.serial(g):
+                                rotate(qkv, cos_sin, token0 + i, head * g + j, q_out, (token0 + i, head * g + j))
+                            rotate(qkv, cos_sin, token0 + i, H + head, keys, (i,))
+                            broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
+                        if broken[0] == 0:
+                            store_run(
+                                qkv, keys, token0, head, k_pages, v_pages, T.cast(first // page_size, "int64"), first % page_size
+                            )
+                        else:
+                            for i in T.serial(num_tokens):
+                                slot: T.let = append_slots[head, token0 + i]
+                                store_token(
+                                    qkv,
+                                    keys,
+                                    i,
+                                    token0 + i,
+                                    head,
+                                    k_pages,
+                                    v_pages,
+                                    T.cast(slot // page_size, "int64"),
+                                    slot % page_size,
+                                )
+
+    return rope_append
