@@ -1,0 +1,1 @@
+"""Decoder language models for the compiler: configs, presets, Relax definitions and their weights."""
