@@ -1,0 +1,136 @@
+"""Attention of one new token a sequence over the packed pages of the KV cache, the context split over tasks."""
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .attention_block import attention_block
+from .attention_shape import AttentionShape
+from .isa import VectorISA
+
+_MAX_ROW_BLOCK = 8
+
+
+def attention_decode(
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: str,
+    isa: VectorISA,
+    sm_scale: float,
+    num_splits: int,
+) -> PrimFunc:
+    """(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out), as for attention_prefill.
+
+    q, out : dtype [B, H, d]; every sequence has one new token, so query_indptr and tiles are not read.
+
+    A task is a (sequence, key/value head, split): its query heads share every load of K and V, and it leaves the unnormalised
+    output, the maximum and the sum of its pages in a temporary buffer; a second loop merges the ``num_splits`` parts.
+    """
+    g = num_attention_heads // num_key_value_heads
+    R = -(-g // -(-g // _MAX_ROW_BLOCK))  # the fewest blocks of at most 8 rows, all about the same size
+    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, R)
+    block = attention_block(shape, sm_scale)
+    H, G, d, P, L, S = num_attention_heads, num_key_value_heads, head_dim, shape.pair, isa.lanes, num_splits
+    num_blocks = -(-g // R)
+    rows = num_blocks * R
+
+    @T.prim_func(s_tir=True)
+    def attention_decode(
+        q_handle: T.handle,
+        k_pages_handle: T.handle,
+        v_pages_handle: T.handle,
+        query_indptr_handle: T.handle,
+        tiles_handle: T.handle,
+        page_indptr_handle: T.handle,
+        page_indices_handle: T.handle,
+        kv_lengths_handle: T.handle,
+        out_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        batch_size = T.int64()
+        num_pages = T.int64()
+        num_tiles = T.int64()
+        num_indices = T.int64()
+        q = T.match_buffer(q_handle, (batch_size, H, d), dtype)
+        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
+        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        query_indptr = T.match_buffer(query_indptr_handle, (batch_size + 1,), "int32")
+        tiles = T.match_buffer(tiles_handle, (num_tiles, 2), "int32")
+        page_indptr = T.match_buffer(page_indptr_handle, (G, batch_size + 1), "int32")
+        page_indices = T.match_buffer(page_indices_handle, (num_indices,), "int32")
+        kv_lengths = T.match_buffer(kv_lengths_handle, (G, batch_size), "int32")
+        out = T.match_buffer(out_handle, (batch_size, H, d), dtype)
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            part_outputs = T.sblock_alloc_buffer((batch_size * G, S, g, d), "float32")
+            part_maxima = T.sblock_alloc_buffer((batch_size * G, S, g), "float32")
+            part_sums = T.sblock_alloc_buffer((batch_size * G, S, g), "float32")
+            with isa.helpers():
+                for task in T.parallel(batch_size * G * S):
+                    with T.sblock("part"):
+                        T.reads()
+                        T.writes()
+                        queries = T.sblock_alloc_buffer((rows, shape.query_width), shape.operand_dtype)
+                        maxima = T.sblock_alloc_buffer((rows,), "float32")
+                        sums = T.sblock_alloc_buffer((rows, L), "float32")
+                        outputs = T.sblock_alloc_buffer((rows, d), "float32")
+                        scores = T.sblock_alloc_buffer((R, page_size), "float32")
+                        weights = T.sblock_alloc_buffer((R, shape.weight_width), shape.operand_dtype)
+                        split: T.let = T.cast(task % S, "int32")
+                        sequence: T.let = task // S // G
+                        head: T.let = task // S % G
+                        length: T.let = kv_lengths[head, sequence]
+                        num_head_pages: T.let = (length + page_size - 1) // page_size
+                        page0: T.let = num_head_pages * split // S
+                        block.start(q, sequence, head, g, rows, queries, maxima, sums, outputs)
+                        for p in T.serial(num_head_pages * (split + 1) // S - page0):
+                            head_page: T.let = T.cast(page_indices[page_indptr[head, sequence] + page0 + p], "int64")
+                            for r in T.serial(num_blocks):
+                                block.update(
+                                    k_pages,
+                                    v_pages,
+                                    head_page,
+                                    queries,
+                                    r * R,
+                                    length - (page0 + p) * page_size,
+                                    g,
+                                    maxima,
+                                    sums,
+                                    outputs,
+                                    scores,
+                                    weights,
+                                )
+                        for r in T.serial(g):
+                            part_maxima[task // S, split, r] = maxima[r]
+                            part_sums[task // S, split, r] = isa.hsum(sums[r, isa.ramp(0)])
+                            for v in T.serial(d // L):
+                                part_outputs[task // S, split, r, isa.ramp(v * L)] = outputs[r, isa.ramp(v * L)]
+                for row in T.parallel(batch_size * H):
+                    with T.sblock("merge"):
+                        T.reads()
+                        T.writes()
+                        factors = T.sblock_alloc_buffer((S, L), "float32")
+                        maximum = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                        total = T.sblock_alloc_buffer((L,), "float32", scope="local")
+                        merged = T.sblock_alloc_buffer((L,), "float32", scope="local")
+                        maximum[0] = part_maxima[row // g, 0, row % g]
+                        for s in T.serial(1, S):
+                            maximum[0] = T.max(maximum[0], part_maxima[row // g, s, row % g])
+                        total[isa.ramp(0)] = isa.zero()
+                        for s in T.serial(S):
+                            factors[s, isa.ramp(0)] = isa.exp2(isa.splat(part_maxima[row // g, s, row % g] - maximum[0]))
+                            total[isa.ramp(0)] = (
+                                total[isa.ramp(0)] + isa.splat(part_sums[row // g, s, row % g]) * factors[s, isa.ramp(0)]
+                            )
+                        for v in T.serial(d // L):
+                            merged[isa.ramp(0)] = isa.zero()
+                            for s in T.serial(S):
+                                merged[isa.ramp(0)] = (
+                                    merged[isa.ramp(0)]
+                                    + part_outputs[row // g, s, row % g, isa.ramp(v * L)] * factors[s, isa.ramp(0)]
+                                )
+                            isa.store(out, merged[isa.ramp(0)] / total[isa.ramp(0)], row // H, row % H, v * L)
+
+    return attention_decode
