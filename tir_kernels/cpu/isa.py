@@ -22,7 +22,7 @@ LOG2_E = math.log2(math.e)
 _TIERS = (  # best first: name, LLVM features it needs, float32 lanes
     ("avx512_bf16", {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16"}, 16),
     ("avx512", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, 16),
-    ("avx2", {"avx2", "fma"}, 8),
+    ("avx2", {"avx2", "fma", "f16c"}, 8),
     ("generic", set(), 4),
 )
 
@@ -106,6 +106,14 @@ class VectorISA:
     def from_bf16(self, x):
         """bfloat16 vector -> float32 vector."""
         return self._call("float32", "x_from_bf16", T.reinterpret(f"uint16x{self.lanes}", x))
+
+    def from_f16(self, x):
+        """Vector of float16 bits (uint16) -> float32 vector; finite values only."""
+        return self._call("float32", "x_from_f16", x)
+
+    def pair_bf16(self, even, odd):
+        """Two float32 vectors -> int32 words: word i holds even[i] and odd[i], rounded to bfloat16."""
+        return self._call("int32", "x_pair_bf16", even, odd)
 
     def pack_bf16(self, lo, hi):
         """Two float32 vectors -> int32 words: word i holds elements 2i and 2i+1 of the concatenation lo, hi."""

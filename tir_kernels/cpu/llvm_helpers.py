@@ -59,6 +59,33 @@ define i32 @x_greater_mask(<{n} x float> %a, <{n} x float> %b) {{
 """
 
 
+def _from_f16(n: int, native: bool) -> str:
+    """float16 bits -> float32. Without an instruction (a library call an element on plain x86-64) the exponent is rebased by
+    a multiplication, which is exact for all finite values.
+    """
+    if native:
+        body = f"""
+  %h = bitcast <{n} x i16> %a to <{n} x half>
+  %r = fpext <{n} x half> %h to <{n} x float>"""
+    else:
+        body = f"""
+  %w = zext <{n} x i16> %a to <{n} x i32>
+  %m = and <{n} x i32> %w, {_splat(n, "i32", "32767")}
+  %t = shl <{n} x i32> %m, {_splat(n, "i32", "13")}
+  %f = bitcast <{n} x i32> %t to <{n} x float>
+  %v = fmul <{n} x float> %f, {_splat(n, "float", _float(2.0**112))}
+  %s = and <{n} x i32> %w, {_splat(n, "i32", "32768")}
+  %g = shl <{n} x i32> %s, {_splat(n, "i32", "16")}
+  %b = bitcast <{n} x float> %v to <{n} x i32>
+  %o = or <{n} x i32> %b, %g
+  %r = bitcast <{n} x i32> %o to <{n} x float>"""
+    return f"""
+define <{n} x float> @x_from_f16(<{n} x i16> %a) {{{body}
+  ret <{n} x float> %r
+}}
+"""
+
+
 def _dot2_fma(n: int) -> str:
     """Two fused multiply-adds on the halves of the bfloat16 words."""
     high = _splat(n, "i32", "-65536")
@@ -104,6 +131,13 @@ define <{n} x i32> @x_pack_bf16(<{n} x float> %lo, <{n} x float> %hi) {{
   %h = call <{n} x i16> @x_to_bf16(<{n} x float> %hi)
   %c = shufflevector <{n} x i16> %l, <{n} x i16> %h, <{2 * n} x i32> <{", ".join(f"i32 {i}" for i in range(2 * n))}>
   %r = bitcast <{2 * n} x i16> %c to <{n} x i32>
+  ret <{n} x i32> %r
+}}
+define <{n} x i32> @x_pair_bf16(<{n} x float> %even, <{n} x float> %odd) {{
+  %l = call <{n} x i32> @x_round_bf16_word(<{n} x float> %even)
+  %o = call <{n} x i32> @x_round_bf16_word(<{n} x float> %odd)
+  %h = shl <{n} x i32> %o, {_splat(n, "i32", "16")}
+  %r = or <{n} x i32> %l, %h
   ret <{n} x i32> %r
 }}
 """
@@ -156,33 +190,41 @@ declare <16 x float> @llvm.x86.avx512.mask.scalef.ps.512(<16 x float>, <16 x flo
 declare <16 x float> @llvm.x86.avx512.mask.rndscale.ps.512(<16 x float>, i32, <16 x float>, i16, i32)
 """
 
-_AVX512_BF16 = """
+_INTERLEAVED_32 = ", ".join(f"i32 {i // 2 + i % 2 * 16}" for i in range(32))
+_AVX512_BF16 = f"""
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
 declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
-define <16 x float> @x_dot2(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) {
+define <16 x float> @x_dot2(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) {{
   %x = bitcast <16 x i32> %a to <32 x bfloat>
   %y = bitcast <16 x i32> %b to <32 x bfloat>
   %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
   ret <16 x float> %r
-}
-define <16 x i32> @x_pack_bf16(<16 x float> %lo, <16 x float> %hi) {
+}}
+define <16 x i32> @x_pack_bf16(<16 x float> %lo, <16 x float> %hi) {{
   %r = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %hi, <16 x float> %lo)
   %y = bitcast <32 x bfloat> %r to <16 x i32>
   ret <16 x i32> %y
-}
-define <16 x i16> @x_to_bf16(<16 x float> %a) {
+}}
+define <16 x i16> @x_to_bf16(<16 x float> %a) {{
   %r = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %a)
   %y = bitcast <16 x bfloat> %r to <16 x i16>
   ret <16 x i16> %y
-}
+}}
+define <16 x i32> @x_pair_bf16(<16 x float> %even, <16 x float> %odd) {{
+  %c = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %odd, <16 x float> %even)
+  %i = bitcast <32 x bfloat> %c to <32 x i16>
+  %s = shufflevector <32 x i16> %i, <32 x i16> poison, <32 x i32> <{_INTERLEAVED_32}>
+  %r = bitcast <32 x i16> %s to <16 x i32>
+  ret <16 x i32> %r
+}}
 """
 
 
 def helper_ir(tier: str, lanes: int) -> str:
     """The LLVM IR text of tier ``avx512_bf16``, ``avx512``, ``avx2`` or ``generic`` with ``lanes`` float32 a vector."""
     avx512 = tier.startswith("avx512")
-    parts = [_AVX512_DECLARATIONS if avx512 else "", _common(lanes)]
+    parts = [_AVX512_DECLARATIONS if avx512 else "", _common(lanes), _from_f16(lanes, native=tier != "generic")]
     parts.append(_AVX512_BF16 if tier == "avx512_bf16" else _dot2_fma(lanes) + _round_bf16(lanes))
     parts.append(_exp2(lanes, "x_exp2", 6, avx512))
     parts.append(_exp2(lanes, "x_exp2_fast", 3, avx512))
