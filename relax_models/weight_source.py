@@ -155,7 +155,10 @@ class GGUFSource:
 
 
 def _gguf_names(file: GGUFFile) -> dict[str, str]:
-    """Hugging Face tensor name -> GGUF tensor name, of the tensors that the file has."""
+    """Hugging Face tensor name -> GGUF tensor name, of the tensors that the file has.
+
+    A tensor without a counterpart keeps its GGUF name, so that it is noticed as one that the model does not use.
+    """
     from gguf.constants import MODEL_ARCH_NAMES
     from gguf.tensor_mapping import get_tensor_name_map
 
@@ -175,7 +178,10 @@ def _gguf_names(file: GGUFFile) -> dict[str, str]:
         for module in modules
         for suffix in (".weight", ".bias")
     )
-    return {hf_name: gguf_name for hf_name, gguf_name in candidates if gguf_name in file.tensors}
+    names = {hf_name: gguf_name for hf_name, gguf_name in candidates if gguf_name in file.tensors}
+    # RoPE's divisors are part of the configuration, which config_gguf reads.
+    unknown = file.tensors.keys() - names.values() - {"rope_freqs.weight"}
+    return names | {name: name for name in file.tensors if name in unknown}
 
 
 def open_weight_source(path: Path | str) -> WeightSource:
