@@ -101,7 +101,11 @@ class VectorISA:
 
     def to_bf16(self, x):
         """float32 vector -> bfloat16 vector, rounded to nearest even."""
-        return T.reinterpret(f"bfloat16x{self.lanes}", self._call("uint16", "x_to_bf16", x))
+        return T.reinterpret(f"bfloat16x{self.lanes}", self.bf16_bits(x))
+
+    def bf16_bits(self, x):
+        """As :meth:`to_bf16`, but the bits as uint16: TVM turns a temporary bfloat16 buffer into a float32 one."""
+        return self._call("uint16", "x_to_bf16", x)
 
     def from_bf16(self, x):
         """bfloat16 vector -> float32 vector."""

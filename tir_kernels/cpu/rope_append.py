@@ -38,19 +38,25 @@ def rope_append(
     L = isa.lanes
     rotated, kept, words = vector_starts(isa, half), vector_starts(isa, rest), vector_starts(isa, d // P)
 
+    def store(out, value, *indices):
+        if out.dtype == "uint16":
+            T.buffer_store(out, isa.bf16_bits(value), [*indices[:-1], isa.ramp(indices[-1])])
+        else:
+            isa.store(out, value, *indices)
+
     @T.inline
     def rotate(qkv, cos_sin, token, head, out, out_row):
-        """out[out_row, :] = RoPE of one head of one token; out_row is a tuple of indices."""
+        """out[out_row, :] = RoPE of one head of one token; out_row is a tuple of indices, uint16 holds bfloat16."""
         for v in T.unroll(rotated.count):
             j: T.let = rotated[v]
             x: T.let = isa.load(qkv, token, head, j)
             y: T.let = isa.load(qkv, token, head, half + j)
             cos: T.let = isa.load(cos_sin, token, j)
             sin: T.let = isa.load(cos_sin, token, half + j)
-            isa.store(out, x * cos - y * sin, *out_row, j)
-            isa.store(out, y * cos + x * sin, *out_row, half + j)
+            store(out, x * cos - y * sin, *out_row, j)
+            store(out, y * cos + x * sin, *out_row, half + j)
         for v in T.unroll(kept.count):
-            isa.store(out, isa.load(qkv, token, head, rotary_dim + kept[v]), *out_row, rotary_dim + kept[v])
+            store(out, isa.load(qkv, token, head, rotary_dim + kept[v]), *out_row, rotary_dim + kept[v])
 
     @T.inline
     def store_run(qkv, keys, token0, head, k_pages, v_pages, page, offset):
@@ -74,7 +80,7 @@ def rope_append(
     @T.inline
     def store_token(qkv, keys, i, token, head, k_pages, v_pages, page, offset):
         for c in T.serial(d):
-            k_pages[page, c // P, offset, c % P] = keys[i, c]
+            k_pages[page, c // P, offset, c % P] = T.reinterpret(dtype, keys[i, c])
         for c in T.serial(d):
             v_pages[page, offset // P, c, offset % P] = qkv[token, H + G + head, c]
 
@@ -104,7 +110,7 @@ def rope_append(
                     with T.sblock("run"):
                         T.reads()
                         T.writes()
-                        keys = T.sblock_alloc_buffer((L, d), dtype)
+                        keys = T.sblock_alloc_buffer((L, d), "uint16" if P == 2 else dtype)
                         broken = T.sblock_alloc_buffer((1,), "int32", scope="local")
                         head: T.let = task % G
                         token0: T.let = task // G * L
