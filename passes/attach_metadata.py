@@ -21,13 +21,13 @@ class AttachMetadata:
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         usage = {
-            var.name: planned_bytes(func) for var, func in mod.functions_items() if isinstance(func, relax.Function)
+            var.name_hint: planned_bytes(func) for var, func in mod.functions_items() if isinstance(func, relax.Function)
         }
         self.metadata["memory_usage"] = usage
         self.metadata["temporary_bytes"] = max(usage.values(), default=0)
         builder = relax.BlockBuilder()
         with builder.function("_metadata", params=[]):
-            builder.emit_func_output(relax.StringImm(json.dumps(self.metadata)))
+            builder.emit_func_output(tvm.ir.StringImm(json.dumps(self.metadata)))
         mod["_metadata"] = builder.get()["_metadata"]
         return mod
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+import tvm
 from tvm import IRModule, relax, tirx
 
 CREATION_FUNCTION = "create_paged_kv_cache"
@@ -40,7 +41,7 @@ class AttentionSpec:
 def creation_call(mod: IRModule) -> relax.Call:
     """The ``mlc.create_paged_kv_cache_generic`` call of ``mod``; ValueError if the module has none."""
     for var, func in mod.functions_items():
-        if var.name == CREATION_FUNCTION:
+        if var.name_hint == CREATION_FUNCTION:
             for block in func.body.blocks:
                 for binding in block.bindings:
                     call = binding.value
@@ -53,7 +54,7 @@ def creation_call(mod: IRModule) -> relax.Call:
 def attention_spec(mod: IRModule) -> AttentionSpec:
     """Reads the :class:`AttentionSpec` of an MLC-style module; ValueError for a kind of attention not handled here."""
     args = creation_call(mod).args[1:]
-    if not isinstance(args[_ATTN_KIND], relax.StringImm) or args[_ATTN_KIND].value != "mha":
+    if not isinstance(args[_ATTN_KIND], tvm.ir.StringImm) or args[_ATTN_KIND].value != "mha":
         raise ValueError("only multi-head / grouped-query attention ('mha') can be compiled, not MLA or mixed kinds")
     if args[_ROPE_MODE].value != _ROPE_NORMAL or float(args[_ROPE_SCALE].value) != 1.0:
         raise ValueError("only RopeMode.NORMAL with rope_scale 1 can be compiled")

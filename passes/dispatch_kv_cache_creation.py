@@ -21,7 +21,7 @@ class DispatchKVCacheCreation:
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         spec = attention_spec(mod)
         sizes = creation_sizes(mod)
-        functions = {var: func for var, func in mod.functions_items() if var.name != CREATION_FUNCTION}
+        functions = {var: func for var, func in mod.functions_items() if var.name_hint != CREATION_FUNCTION}
         builder = relax.BlockBuilder(IRModule(functions, attrs=mod.attrs))
         params = [relax.Var(f"{size.name}_", relax.ShapeType([size])) for size in sizes.values]
         model = [
@@ -34,7 +34,7 @@ class DispatchKVCacheCreation:
         with builder.function("create_tir_paged_kv_cache", params):
             cache = builder.emit(
                 relax.call_pure_packed(
-                    NATIVE_FACTORY, sizes, relax.ShapeExpr(model), relax.StringImm(spec.dtype), ty_args=relax.AnyType()
+                    NATIVE_FACTORY, sizes, relax.ShapeExpr(model), tvm.ir.StringImm(spec.dtype), ty_args=relax.AnyType()
                 )
             )
             builder.emit_func_output(cache)

@@ -74,7 +74,7 @@ class _Rewriter(PyExprMutator):
             value = self._emit_embedding(binding.var, *value.args)
         super().visit_var_binding_(relax.VarBinding(binding.var, value))
 
-    def _kernel(self, name: str, factory, *args, **kwargs) -> relax.GlobalVar:
+    def _kernel(self, name: str, factory, *args, **kwargs) -> tvm.ir.GlobalVar:
         key = (name, args, tuple(sorted(kwargs.items())))
         if key not in self.kernels:
             self.kernels[key] = self.builder_.add_func(factory(*args, self.isa, **kwargs), name)

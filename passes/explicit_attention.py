@@ -69,10 +69,11 @@ class _Rewriter(PyExprMutator):
             self._emit_step(kv_cache, qkv.ty.shape[0])
         return self._emit_layer(kv_cache, layer, float(sm_scale.value), qkv)
 
-    def _kernel(self, name: str, factory, *args) -> relax.GlobalVar:
-        if (name, args) not in self.kernels:
-            self.kernels[name, args] = self.builder_.add_func(factory(*args, self.isa), name)
-        return self.kernels[name, args]
+    def _kernel(self, factory, *args, **kwargs) -> tvm.ir.GlobalVar:
+        key = (factory, args, tuple(kwargs.items()))
+        if key not in self.kernels:
+            self.kernels[key] = self.builder_.add_func(factory(*args, self.isa, **kwargs), factory.__name__)
+        return self.kernels[key]
 
     def _emit_step(self, kv_cache: relax.Expr, num_tokens) -> None:
         """positions, query_indptr and tiles of the coming step, and cos and sin at its positions."""
@@ -81,7 +82,7 @@ class _Rewriter(PyExprMutator):
         self.step = [self.builder_.emit(relax.TupleGetItem(step, i)) for i in range(3)]
         rotary_dim = self.spec.rotary_dim
         frequencies, attention_scaling = inv_freq(self.spec.rope_theta, rotary_dim, self.spec.rope_scaling_dict)
-        kernel = self._kernel("rope_table", lambda d, s, isa: rope_table(d, isa, s), rotary_dim, attention_scaling)
+        kernel = self._kernel(rope_table, rotary_dim, attention_scaling=attention_scaling)
         self.cos_sin = self.builder_.emit(
             relax.call_tir(
                 kernel,
@@ -98,9 +99,7 @@ class _Rewriter(PyExprMutator):
         k_pages, v_pages, slots, page_indptr, page_indices, kv_lengths = self._emit_layer_tables(kv_cache, layer)
         q_type = relax.TensorType((qkv.ty.shape[0], heads, head_dim), spec.dtype)
 
-        append = self._kernel(
-            "rope_append", rope_append, heads, kv_heads, head_dim, spec.rotary_dim, PAGE_SIZE, spec.dtype
-        )
+        append = self._kernel(rope_append, heads, kv_heads, head_dim, spec.rotary_dim, PAGE_SIZE, spec.dtype)
         appended = self.builder_.emit(
             relax.op.call_tir_inplace(
                 append,
@@ -115,13 +114,9 @@ class _Rewriter(PyExprMutator):
         shape = (heads, kv_heads, head_dim, PAGE_SIZE, spec.dtype)
         if self.is_decode:
             splits = max(1, _DECODE_TASKS // kv_heads)
-            attend = self._kernel(
-                "attention_decode", lambda *a: attention_decode(*a[:5], a[-1], *a[5:-1]), *shape, sm_scale, splits
-            )
+            attend = self._kernel(attention_decode, *shape, sm_scale=sm_scale, num_splits=splits)
         else:
-            attend = self._kernel(
-                "attention_prefill", lambda *a: attention_prefill(*a[:5], a[-1], *a[5:-1]), *shape, sm_scale
-            )
+            attend = self._kernel(attention_prefill, *shape, sm_scale=sm_scale)
         _, query_indptr, tiles = self.step
         return relax.call_tir(
             attend, [q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths], q_type

@@ -6,7 +6,7 @@ from tvm import IRModule, relax
 
 def assert_relax_equal(actual: IRModule, expected: IRModule) -> None:
     """The Relax functions of both modules are equal; PrimFuncs only have to have the same names."""
-    assert {var.name for var in actual.get_global_vars()} == {var.name for var in expected.get_global_vars()}
+    assert {var.name_hint for var in actual.get_global_vars()} == {var.name_hint for var in expected.get_global_vars()}
     tvm.ir.assert_structural_equal(_relax_functions(actual), _relax_functions(expected))
 
 
