@@ -84,7 +84,8 @@ class Chat:
             except KeyboardInterrupt:
                 stop.wanted = True
         print(" [stopped]" if stop.wanted else " [cut at the length limit]" if finish_reason == "length" else "")
-        self._messages = [*messages, {"role": "assistant", "content": answer}]
+        if answer or not stop.wanted:  # a message stopped before its answer began was not sent
+            self._messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """Drop the oldest turns of a conversation that has outgrown the context."""
@@ -138,6 +139,8 @@ def main(
     with user_errors():
         chat = Chat(Engine(model_dir, model_lib))
     print(_HELP)
+    # Bytes that are no UTF-8 reach the engine, which refuses the message; in strict mode they would end the chat.
+    sys.stdin.reconfigure(errors="surrogateescape")
     if sys.stdin.isatty():
         import readline  # noqa: F401  (gives input() line editing and history)
     while True:
@@ -146,8 +149,6 @@ def main(
                 break
         except UserError as err:
             print_error(err)
-        except UnicodeDecodeError:
-            print_error(UserError("the message is not UTF-8: convert it first"))
         except (EOFError, KeyboardInterrupt):
             print()
             break

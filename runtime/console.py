@@ -65,4 +65,5 @@ class PrefillProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
