@@ -64,8 +64,8 @@ inline KVAbi ProbeKVAbi() {
   int window = SlotOf("vm.builtin.attention_kv_cache_enable_sliding_window_for_seq", "iii");
   int append_mla = SlotOf("vm.builtin.attention_kv_cache_append_mla_kv", "it");
   if (window == -1 || append_mla == -1) {
-    TVM_FFI_THROW(RuntimeError) << "This process has no vm.builtin.attention_kv_cache_* functions; load "
-                                << "libtvm_runtime_extra (TVM 0.26 and later) before the model library.";
+    TVM_FFI_THROW(RuntimeError) << "This process has no vm.builtin.attention_kv_cache_* functions; load TVM's "
+                                << "runtime library before a KV cache is made.";
   }
   KVAbi abi{window == 17, append_mla - window == 8};
   int common = abi.checkpoint ? 17 : 10, late = common + 7 + abi.shared_kv;

@@ -1,7 +1,6 @@
 // The sizes a cache is made with, checked once.
 #pragma once
-#include <limits>
-#include <numeric>
+#include <algorithm>
 
 #include "ffi.h"
 
@@ -30,15 +29,15 @@ struct CacheConfig {
                                 << "numbers each, got " << engine.size() << " and " << model.size() << ".";
     }
     CacheConfig c{engine[0], engine[1], engine[2], engine[3], model[0], model[1], model[2], model[3], model[4], {}};
-    Positive("max_batch", c.max_batch);
-    Positive("max_total_seq_len", c.max_total_seq_len);
-    Positive("prefill_chunk", c.prefill_chunk);
-    Positive("page_size", c.engine_page);
-    Positive("num_layers", c.num_layers);
-    Positive("num_attention_heads", c.num_attention_heads);
-    Positive("num_key_value_heads", c.num_key_value_heads);
-    Positive("head_dim", c.head_dim);
-    Positive("physical_page", c.page);
+    CheckSize("max_batch", c.max_batch);
+    CheckSize("max_total_seq_len", c.max_total_seq_len);
+    CheckSize("prefill_chunk", c.prefill_chunk);
+    CheckSize("page_size", c.engine_page);
+    CheckSize("num_layers", c.num_layers);
+    CheckSize("num_attention_heads", c.num_attention_heads);
+    CheckSize("num_key_value_heads", c.num_key_value_heads);
+    CheckSize("head_dim", c.head_dim);
+    CheckSize("physical_page", c.page);
     if (dtype == "bfloat16") {
       c.dtype = DLDataType{kDLBfloat, 16, 1};
     } else if (dtype == "float32") {
@@ -55,8 +54,10 @@ struct CacheConfig {
   }
 
  private:
-  static void Positive(const char* name, int64_t value) {
-    if (value <= 0) TVM_FFI_THROW(ValueError) << "KV cache: " << name << " must be positive, got " << value << ".";
+  static void CheckSize(const char* name, int64_t value) {
+    if (value < 1 || value > INT32_MAX) {
+      TVM_FFI_THROW(ValueError) << "KV cache: " << name << " must be positive and fit 32 bits, got " << value << ".";
+    }
   }
 };
 

@@ -1,16 +1,15 @@
 // The KV cache itself: sequences, pages and the plan of the open step. Every method checks first and changes after, so
 // an exception leaves the cache as it was.
 #pragma once
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "capacity.h"
 #include "page_pool.h"
 #include "page_store.h"
-#include "sequence.h"
+#include "sequence_table.h"
 #include "step_plan.h"
+#include "step_request.h"
 
 namespace entropy_mlc {
 
@@ -23,28 +22,28 @@ class KVCache {
         layers_(config.num_layers) {}
 
   void Clear() {
-    sequences_.clear();
+    sequences_.Clear();
     pages_.Clear();
     step_is_open_ = false;
   }
 
   void AddSequence(int64_t id) {
-    RequireAbsent(id);
-    sequences_.emplace(id, Sequence());
+    sequences_.RequireAbsent(id);
+    sequences_.Add(id, Sequence());
   }
 
   void RemoveSequence(int64_t id) {
     RequireNoOpenStep("RemoveSequence");
-    Truncate(Find(id), 0);
-    sequences_.erase(id);
+    Truncate(sequences_.Find(id), 0);
+    sequences_.Remove(id);
   }
 
   // The child gets the first `position` tokens of the parent (-1: all). Pages are shared; a shared last page is copied
   // when either side is about to write into it.
   void ForkSequence(int64_t parent_id, int64_t child_id, int64_t position) {
     RequireNoOpenStep("ForkSequence");
-    const Sequence& parent = Find(parent_id);
-    RequireAbsent(child_id);
+    const Sequence& parent = sequences_.Find(parent_id);
+    sequences_.RequireAbsent(child_id);
     if (parent.uncommitted > 0) {
       TVM_FFI_THROW(RuntimeError) << "Cannot fork sequence " << parent_id << ": its token tree is not committed; call "
                                   << "CommitAcceptedTokenTreeNodes first.";
@@ -57,12 +56,12 @@ class KVCache {
     child.length = position == -1 ? parent.length : position;
     child.pages.assign(parent.pages.begin(), parent.pages.begin() + CeilDiv(child.length, config_.page));
     for (int32_t page : child.pages) pages_.Retain(page);
-    sequences_.emplace(child_id, std::move(child));
+    sequences_.Add(child_id, std::move(child));
   }
 
   void PopN(int64_t id, int64_t n) {
     RequireNoOpenStep("PopN");
-    Sequence& sequence = Find(id);
+    Sequence& sequence = sequences_.Find(id);
     if (n < 0 || n > sequence.length) {
       TVM_FFI_THROW(ValueError) << "Cannot pop " << n << " tokens of sequence " << id << ": it has "
                                 << sequence.length << ".";
@@ -73,8 +72,7 @@ class KVCache {
   // Makes room for append_lengths[i] new tokens of each sequence and plans the step.
   void BeginForward(const ffi::Shape& ids, const ffi::Shape& append_lengths, const ffi::Optional<ffi::Shape>& tree) {
     RequireNoOpenStep("BeginForward");
-    std::vector<BatchEntry> batch = CheckBatch(ids, append_lengths);
-    CheckTree(batch, ids, tree);
+    std::vector<BatchEntry> batch = CheckStep(ids, append_lengths, tree, config_, &sequences_);
     int64_t tokens = 0, new_pages = 0, all_pages = 0;
     for (const BatchEntry& entry : batch) {
       int64_t needed = CeilDiv(entry.sequence->length + entry.new_tokens, config_.page);
@@ -109,22 +107,22 @@ class KVCache {
       TVM_FFI_THROW(ValueError) << "Cannot commit " << leaf_indices.size() << " leaves to " << ids.size()
                                 << " sequences.";
     }
-    RequireDistinct(ids);
+    SequenceTable::RequireDistinct(ids);
     for (size_t i = 0; i < ids.size(); ++i) {
-      const Sequence& sequence = Find(ids[i]);
+      const Sequence& sequence = sequences_.Find(ids[i]);
       if (leaf_indices[i] < -1 || leaf_indices[i] >= sequence.uncommitted) {
         TVM_FFI_THROW(ValueError) << "Cannot commit leaf " << leaf_indices[i] << " of sequence " << ids[i]
                                   << ": its token tree has " << sequence.uncommitted << " uncommitted nodes.";
       }
     }
     for (size_t i = 0; i < ids.size(); ++i) {
-      Sequence& sequence = Find(ids[i]);
+      Sequence& sequence = sequences_.Find(ids[i]);
       Truncate(sequence, sequence.length - (sequence.uncommitted - 1 - leaf_indices[i]));
       sequence.uncommitted = 0;
     }
   }
 
-  void EnableSlidingWindowForSeq(int64_t id) { Find(id).may_shrink = true; }
+  void EnableSlidingWindowForSeq(int64_t id) { sequences_.Find(id).may_shrink = true; }
 
   bool Empty() const { return sequences_.empty(); }
 
@@ -141,7 +139,7 @@ class KVCache {
   }
 
   int32_t GetSequenceLength(int64_t id) const {
-    return static_cast<int32_t>(const_cast<KVCache*>(this)->Find(id).length);
+    return static_cast<int32_t>(sequences_.Find(id).length);
   }
 
   const Tensor& GetQueryPositions() const {
@@ -174,7 +172,8 @@ class KVCache {
   // cache's dtype.
   void CopyEntries(PageStore::Direction direction, int64_t id, int64_t begin, int64_t end, const Tensor& k,
                    const Tensor& v) {
-    Sequence& sequence = Find(id);
+    if (direction == PageStore::Direction::kWrite) RequireNoOpenStep("DebugSetKV");
+    Sequence& sequence = sequences_.Find(id);
     if (begin < 0 || begin >= end || end > sequence.length) {
       TVM_FFI_THROW(ValueError) << "Entries " << begin << " to " << end << " are not in sequence " << id << ", which "
                                 << "has " << sequence.length << ".";
@@ -186,14 +185,6 @@ class KVCache {
   }
 
  private:
-  Sequence& Find(int64_t id) {
-    auto it = sequences_.find(id);
-    if (it == sequences_.end()) TVM_FFI_THROW(ValueError) << "Sequence " << id << " is not in the KV cache.";
-    return it->second;
-  }
-  void RequireAbsent(int64_t id) const {
-    if (sequences_.count(id)) TVM_FFI_THROW(ValueError) << "Sequence " << id << " is already in the KV cache.";
-  }
   void RequireNoOpenStep(const char* method) const {
     if (step_is_open_) {
       TVM_FFI_THROW(RuntimeError) << method << " was called between BeginForward and EndForward; end the step first.";
@@ -202,65 +193,6 @@ class KVCache {
   void RequireOpenStep(const char* method) const {
     if (!step_is_open_) TVM_FFI_THROW(RuntimeError) << method << " needs an open step; call BeginForward first.";
   }
-  static void RequireDistinct(const ffi::Shape& ids) {
-    std::unordered_set<int64_t> seen;
-    for (int64_t id : ids) {
-      if (!seen.insert(id).second) TVM_FFI_THROW(ValueError) << "Sequence " << id << " is given twice.";
-    }
-  }
-
-  std::vector<BatchEntry> CheckBatch(const ffi::Shape& ids, const ffi::Shape& append_lengths) {
-    if (ids.empty() || ids.size() != append_lengths.size()) {
-      TVM_FFI_THROW(ValueError) << "BeginForward got " << ids.size() << " sequences and " << append_lengths.size()
-                                << " append lengths.";
-    }
-    RequireDistinct(ids);
-    std::vector<BatchEntry> batch;
-    int64_t tokens = 0;
-    for (size_t i = 0; i < ids.size(); ++i) {
-      Sequence& sequence = Find(ids[i]);
-      if (append_lengths[i] < 1) {
-        TVM_FFI_THROW(ValueError) << "BeginForward got " << append_lengths[i] << " tokens for sequence " << ids[i]
-                                  << "; at least 1 is needed.";
-      }
-      batch.push_back({&sequence, append_lengths[i]});
-      tokens += append_lengths[i];
-      if (tokens > config_.max_step_tokens()) {
-        TVM_FFI_THROW(ValueError) << "A step of " << tokens << " or more tokens exceeds the prefill chunk of "
-                                  << config_.max_step_tokens() << " that this KV cache was created with.";
-      }
-    }
-    return batch;
-  }
-
-  // Without a tree every earlier tree must be committed. With one, node j of a sequence must follow node j - 1, where
-  // j goes on from the nodes that are still uncommitted (a tree may come in several steps).
-  static void CheckTree(const std::vector<BatchEntry>& batch, const ffi::Shape& ids,
-                        const ffi::Optional<ffi::Shape>& tree) {
-    size_t node = 0;
-    for (size_t i = 0; i < batch.size(); ++i) {
-      const Sequence& sequence = *batch[i].sequence;
-      if (!tree.has_value()) {
-        if (sequence.uncommitted > 0) {
-          TVM_FFI_THROW(RuntimeError) << "The token tree of sequence " << ids[i] << " is not committed; call "
-                                      << "CommitAcceptedTokenTreeNodes first.";
-        }
-        continue;
-      }
-      for (int64_t j = 0; j < batch[i].new_tokens; ++j, ++node) {
-        if (node >= tree.value().size()) break;
-        if (tree.value()[node] != sequence.uncommitted + j - 1) Unsupported("token trees that are not chains");
-      }
-    }
-    if (!tree.has_value()) return;
-    int64_t tokens = 0;
-    for (const BatchEntry& entry : batch) tokens += entry.new_tokens;
-    if (static_cast<int64_t>(tree.value().size()) != tokens) {
-      TVM_FFI_THROW(ValueError) << "The token tree has " << tree.value().size() << " nodes for a step of " << tokens
-                                << " tokens.";
-    }
-  }
-
   void CheckEntries(const Tensor& tensor, int64_t length) const {
     const int64_t expected[4] = {config_.num_layers, length, config_.num_key_value_heads, config_.head_dim};
     bool fits = tensor.ndim() == 4 && std::equal(expected, expected + 4, tensor.shape().begin()) &&
@@ -318,7 +250,7 @@ class KVCache {
   CacheConfig config_;
   PageStore store_;
   PagePool pages_;
-  std::unordered_map<int64_t, Sequence> sequences_;
+  SequenceTable sequences_;
   StepPlan plan_;
   std::vector<ffi::Array<Tensor>> layers_;  // answers of Layer(), empty until asked for in this step
   bool step_is_open_ = false;

@@ -1,6 +1,5 @@
 """Which C++ compiler builds and links a model library for a target."""
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -30,11 +29,11 @@ def compiler_command(compiler: str | None, target_triple: str | None) -> list[st
         )
     if shutil.which("aarch64-linux-gnu-g++"):
         return ["aarch64-linux-gnu-g++"]
-    if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"]
+    # Not zig: it links a C++ runtime of its own into the library, and the first error that the cache throws into
+    # TVM's runtime then crashes the process.
     raise UserError(
         f"compiling for {target_triple!r} needs a cross compiler; install one with "
-        "`apt install g++-aarch64-linux-gnu` or `pip install entropy-mlc[cross]`"
+        "`apt install g++-aarch64-linux-gnu`"
     )
 
 
