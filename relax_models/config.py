@@ -5,10 +5,10 @@ from typing import Any
 
 from runtime.errors import UserError
 
-# A chunk is what one prefill call takes; temporary memory grows with it, and a bf16 GEMM is at full speed from 512 rows on.
+# A chunk is what one prefill call takes. Temporary memory grows with it; a bf16 GEMM is at full speed from 512 rows on.
 DEFAULT_PREFILL_CHUNK_SIZE = 2048
 # mlc_llm's default is 128, meant for a GPU server. On a CPU a decode step is bound by arithmetic, not by reading the
-# weights, from about 8 sequences on: more share the same tokens per second and only add logits (4 * vocab_size bytes each).
+# weights, from about 8 sequences on: more share the same tokens per second, each with 4 * vocab_size bytes of logits.
 DEFAULT_MAX_BATCH_SIZE = 8
 
 # Parameters of each rope_scaling type (formulas in tir_kernels/rope_scaling.py): those required, then those optional.
@@ -43,7 +43,7 @@ class ModelConfig:
     Attributes
     ----------
     model_type : "llama", "mistral", "qwen2", "qwen3" or "pangu_embedded".
-    head_dim : dims of a head; q and o projections have num_attention_heads * head_dim, which may differ from hidden_size.
+    head_dim : dims of a head; num_attention_heads * head_dim, the width of q, may differ from hidden_size.
     vocab_size : rows of the embedding table, any positive number.
     max_position_embeddings : positions the model was trained for, in tokens.
     tie_word_embeddings : the embedding table is the output projection as well.

@@ -62,7 +62,8 @@ def config_from_hf_folder(path: Path | str) -> ModelConfig:
 def config_from_mlc(mlc: Facts) -> ModelConfig:
     """The config in mlc-chat-config.json, given as the whole parsed file or as its "model_config".
 
-    Reads what `ModelConfig.to_mlc_dict` writes and what mlc_llm writes for the same families. UserError as `config_from_hf`.
+    Reads what `ModelConfig.to_mlc_dict` writes and what mlc_llm writes for the same families. UserError as
+    `config_from_hf`.
     """
     facts = dict(mlc.get("model_config", mlc))
     facts.setdefault("model_type", mlc.get("model_type"))
@@ -145,7 +146,7 @@ def _head_dim(facts: Facts, family: str) -> int:
 
 
 def _rope(facts: Facts, family: str) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling). transformers 5 writes both into rope_parameters; before, there were rope_theta and rope_scaling."""
+    """(theta, scaling). transformers 5 writes both into rope_parameters, older versions rope_theta and rope_scaling."""
     rope = dict(facts.get("rope_parameters") or facts.get("rope_scaling") or {})
     rope_theta = rope.pop("rope_theta", facts.get("rope_theta"))
     if rope_theta is None:

@@ -20,8 +20,8 @@ def create_paged_kv_cache(
 ) -> PagedKVCache:
     """The cache of a model, as a call of ``mlc.create_paged_kv_cache_generic``, which the compiler replaces.
 
-    No such function exists: the call carries the facts of the attention to the passes, with the arguments and their order
-    as in mlc_llm's PagedKVCache.create_generic. `dtype` is that of the cache's entries.
+    No such function exists: the call carries the facts of the attention to the passes, with the arguments and their
+    order as in mlc_llm's PagedKVCache.create_generic. `dtype` is that of the cache's entries.
     """
     sizes = [max_batch_size, max_total_seq_len, prefill_chunk_size, page_size, support_sliding_window]
     integer = relax.prim_value

@@ -1,7 +1,7 @@
 """Llama 2, 3 and 3.1 to 3.3, SmolLM2, and Mistral with full attention: the plain decoder.
 
-Source: modeling_llama.py and modeling_mistral.py of Hugging Face transformers. What differs between them is in the config
-(RoPE scaling, head_dim, tied embeddings); sliding windows are met by a context that is not longer than the window.
+Source: modeling_llama.py and modeling_mistral.py of Hugging Face transformers. What differs between them is in the
+config (RoPE scaling, head_dim, tied embeddings); sliding windows are met by a context not longer than the window.
 """
 
 from relax_models.causal_lm import CausalLM

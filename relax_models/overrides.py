@@ -82,7 +82,7 @@ def _yarn_for(config: ModelConfig, context: int) -> dict[str, Any] | None:
     factor = math.ceil(context / original)
     if factor > _LARGEST_YARN_FACTOR:
         raise UserError(
-            f"context_window_size {context} is more than {_LARGEST_YARN_FACTOR} times the {original} tokens this model was "
-            f"trained for, beyond what Qwen validated YaRN for; ask for at most {_LARGEST_YARN_FACTOR * original}."
+            f"context_window_size {context} is more than {_LARGEST_YARN_FACTOR} times the {original} tokens this model "
+            f"was trained for, beyond what Qwen validated YaRN for; ask for at most {_LARGEST_YARN_FACTOR * original}."
         )
     return {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": original}

@@ -3,8 +3,8 @@
 The numbers are those of the published config.json of the instruct models. Each was compared with that file as stored
 copies on the Hugging Face hub quote it, except these, of which no such copy was found and which were checked otherwise:
 
-- qwen2.5-coder-0.5b: the metadata of a GGUF file of Qwen2.5-Coder-0.5B-Instruct (which stores an output table of its own;
-  that the embeddings are tied is from table 1 of the Qwen2.5-Coder report, https://arxiv.org/abs/2409.12186, as quoted)
+- qwen2.5-coder-0.5b: the metadata of a GGUF file of Qwen2.5-Coder-0.5B-Instruct. It stores an output table of its own;
+  that the embeddings are tied is from table 1 of the Qwen2.5-Coder report, https://arxiv.org/abs/2409.12186
 - qwen2.5-coder-1.5b, qwen2.5-coder-7b, qwen3-4b: the config.json of fine-tuned and quantized descendants
 - qwen3-1.7b: a training recipe (scripts/models/qwen3-1.7B.sh of the slime project) and the published parameter count;
   the tied embeddings follow from these two

@@ -23,6 +23,8 @@ def hf_sources(name: str, config: ModelConfig) -> list[str]:
 
 
 def is_redundant(hf_name: str, config: ModelConfig) -> bool:
-    """Whether a checkpoint may hold this tensor although no parameter needs it: RoPE's frequencies, which are recomputed
-    (Llama 2, openPangu 7B), and the copy of a tied embedding table."""
+    """Whether a checkpoint may hold this tensor although no parameter needs it.
+
+    That is RoPE's frequencies, which are recomputed (Llama 2, openPangu 7B), and the copy of a tied embedding table.
+    """
     return hf_name.endswith(".rotary_emb.inv_freq") or (hf_name == "lm_head.weight" and config.tie_word_embeddings)

@@ -4,11 +4,11 @@ A scaling is a dict with "rope_type" and the parameters of that type, all of the
 
 - None or {"rope_type": "default"}: RoPE as in RoFormer, https://arxiv.org/abs/2104.09864
 - {"rope_type": "linear", "factor"}: position interpolation, https://arxiv.org/abs/2306.15595
-- {"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}: the scaling
-  of Llama 3.1, `apply_scaling` in https://github.com/meta-llama/llama-models models/llama3/model.py
+- {"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}: that of
+  Llama 3.1, `apply_scaling` in https://github.com/meta-llama/llama-models models/llama3/model.py
 - {"rope_type": "yarn", "factor", "original_max_position_embeddings"} and optionally "beta_fast" (32), "beta_slow" (1),
-  "attention_factor", "mscale" with "mscale_all_dim", "truncate" (True): YaRN, https://arxiv.org/abs/2309.00071, static as in
-  Hugging Face transformers: the frequencies do not depend on the length of the sequence.
+  "attention_factor", "mscale" with "mscale_all_dim", "truncate" (True): YaRN, https://arxiv.org/abs/2309.00071, static
+  as in Hugging Face transformers: the frequencies do not depend on the length of the sequence.
 """
 
 import math
