@@ -1,0 +1,77 @@
+"""Compiles a model into an MLC model library, and converts its weights.
+
+    python compile.py --model qwen --target llvm
+    python compile.py --model model.gguf --weights model.gguf --quantization q0bf16
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.artifact import library_file, model_dir
+from runtime.errors import UserError
+
+
+def compile_model(
+    model: Annotated[str, typer.Option(help="preset, Hugging Face folder, GGUF file or MLC model folder")],
+    target: Annotated[str, typer.Option(help="llvm (this machine), 'llvm -mcpu=...' or a JSON dict")] = "llvm",
+    quantization: Annotated[str, typer.Option(help="q4bf16_1, q0bf16 or q0f32")] = "q4bf16_1",
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the library and the model folder")] = Path("dist"),
+    weights: Annotated[str | None, typer.Option(help="Hugging Face folder, GGUF file or hub id to convert")] = None,
+    mcpu: Annotated[str | None, typer.Option(help="CPU to compile for, as LLVM names it")] = None,
+    overrides: Annotated[str, typer.Option(help="k=v;k=v: context_window_size, prefill_chunk_size, ...")] = "",
+    debug_dump: Annotated[Path | None, typer.Option(help="folder for the module after each phase")] = None,
+) -> None:
+    """Compile a model library; with --weights, convert the weights that belong to it as well."""
+    # Compiler imports take seconds: a mistake in the arguments of typer is reported before them.
+    from passes.build_library import LibraryFacts, build_library, library_metadata
+    from passes.cpu_target import parse_target
+    from relax_models.convert_weights import check_weights
+    from relax_models.hub import local_model
+    from relax_models.model_folder import write_model_folder
+    from relax_models.model_source import resolve_model
+    from relax_models.overrides import with_overrides
+    from relax_models.registry import export_model
+    from relax_models.weight_source import open_weight_source
+    from tir_kernels.weight_format import FORMATS, model_dtype, weight_format
+
+    start = time.monotonic()
+    tvm_target = parse_target(target, mcpu)
+    packing = weight_format(quantization)
+    source = resolve_model(model)
+    config = with_overrides(source.config, overrides)
+    mod, params = export_model(config, model_dtype(quantization))
+    facts = LibraryFacts(
+        config.model_type, quantization, config.context_window_size, config.prefill_chunk_size, config.max_batch_size
+    )
+    metadata = library_metadata(mod, [name for name, _ in params], facts, packing, tvm_target)
+    if weights is not None:
+        weights = local_model(weights)
+        check_weights(open_weight_source(weights), metadata["params"], config)
+
+    library = library_file(output, source.name, quantization)
+    build_library(mod, metadata, packing, tvm_target, library, debug_dump)
+    print(f"library  {library} for {metadata['target']}, {time.monotonic() - start:.0f} s")
+    print(
+        f"memory   KV cache {metadata['kv_bytes_per_token']:,} bytes a token, temporary"
+        f" {metadata['temporary_bytes']:,} bytes (prefill_chunk_size {config.prefill_chunk_size})"
+    )
+    if weights is not None:
+        folder = model_dir(output, source.name, quantization)
+        write_model_folder(weights, config, quantization, metadata["params"], FORMATS, packing.name, folder)
+        print(f"weights  {folder}, {time.monotonic() - start:.0f} s in all")
+
+
+def main() -> None:
+    try:
+        typer.run(compile_model)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

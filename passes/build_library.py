@@ -28,46 +28,14 @@ class LibraryFacts:
     max_batch_size: int
 
 
-def build_library(
-    mod: IRModule,
-    param_names: list[str],
-    facts: LibraryFacts,
-    weight_format: WeightFormat,
-    target: Target,
-    output: Path,
-    debug_dump: Path | None = None,
+def library_metadata(
+    mod: IRModule, param_names: list[str], facts: LibraryFacts, weight_format: WeightFormat, target: Target
 ) -> dict:
-    """Compiles an MLC-style module (parameters in ``packed_params``, named in order by ``param_names``) to ``output``.
+    """The metadata of the library that :func:`build_library` will make of an MLC-style module.
 
-    Returns the library's metadata. The file appears under its name only when it is complete.
-
-    Raises
-    ------
-    UserError : no C++ compiler for the target.
+    It has the keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc) and ours: how each parameter is stored, for what
+    CPU, and the cache's bytes a token. ``param_names`` are in the order of ``packed_params``.
     """
-    metadata = _metadata(mod, param_names, facts, weight_format, target)
-    bounds = {"seq_len": facts.prefill_chunk_size, "batch_size": facts.max_batch_size}
-    triple = str(target.attrs["mtriple"]) if "mtriple" in target.attrs else None
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        native = build_kv_cache_object(Path(scratch, "kv_cache.o"), target_triple=triple)
-        # Without this, common subexpressions of two kernel branches end up in host code that does not dominate its uses.
-        with PassContext(config={"tirx.disable_cse_tir": True}), target:
-            executable = relax.build(
-                mod, target, relax_pipeline=cpu_pipeline(target, weight_format, bounds, metadata, debug_dump)
-            )
-        library = Path(scratch, output.name)
-        executable.export_library(
-            str(library), fcompile=cross_compiler(triple), addons=[str(native)], options=link_options()
-        )
-        os.replace(library, output)
-    return metadata
-
-
-def _metadata(
-    mod: IRModule, names: list[str], facts: LibraryFacts, weight_format: WeightFormat, target: Target
-) -> dict:
-    """The keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc), and ours: what is stored how, and for what CPU."""
     spec = attention_spec(mod)
     return {
         "model_type": facts.model_type,
@@ -89,7 +57,9 @@ def _metadata(
             "num_key_value_heads": spec.num_key_value_heads,
             "head_dim": spec.head_dim,
         },
-        "params": [_param(name, param) for name, param in zip(names, weight_plan(mod, weight_format), strict=True)],
+        "params": [
+            _param(name, param) for name, param in zip(param_names, weight_plan(mod, weight_format), strict=True)
+        ],
         "weight_format": weight_format.name,
         "target": str(target),
         "kv_bytes_per_token": spec.kv_bytes_per_token,
@@ -106,3 +76,37 @@ def _param(name: str, param: StoredParam) -> dict:
         "logical_shape": list(param.logical_shape),
         "format": param.format,
     }
+
+
+def build_library(
+    mod: IRModule,
+    metadata: dict,
+    weight_format: WeightFormat,
+    target: Target,
+    output: Path,
+    debug_dump: Path | None = None,
+) -> None:
+    """Compiles an MLC-style module (parameters in ``packed_params``) to the shared library ``output``.
+
+    ``metadata`` comes from :func:`library_metadata`; memory figures are added to it. The file appears under its name
+    only when it is complete.
+
+    Raises
+    ------
+    UserError : no C++ compiler for the target.
+    """
+    bounds = {"seq_len": metadata["prefill_chunk_size"], "batch_size": metadata["max_batch_size"]}
+    triple = str(target.attrs["mtriple"]) if "mtriple" in target.attrs else None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        native = build_kv_cache_object(Path(scratch, "kv_cache.o"), target_triple=triple)
+        # Without this, common subexpressions of two kernel branches end up in host code that does not dominate its uses.
+        with PassContext(config={"tirx.disable_cse_tir": True}), target:
+            executable = relax.build(
+                mod, target, relax_pipeline=cpu_pipeline(target, weight_format, bounds, metadata, debug_dump)
+            )
+        library = Path(scratch, output.name)
+        executable.export_library(
+            str(library), fcompile=cross_compiler(triple), addons=[str(native)], options=link_options()
+        )
+        os.replace(library, output)

@@ -221,3 +221,8 @@ def weight_format(quantization: str) -> WeightFormat:
     if quantization not in _OF_QUANTIZATION:
         raise UserError(f"Unknown quantization {quantization!r}; choose one of {', '.join(_OF_QUANTIZATION)}.")
     return FORMATS[_OF_QUANTIZATION[quantization]]
+
+
+def model_dtype(quantization: str) -> str:
+    """The dtype of activations, plain parameters and cache of a model compiled with ``quantization``."""
+    return "float32" if weight_format(quantization).name == "f32_n32" else "bfloat16"
