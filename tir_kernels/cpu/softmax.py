@@ -15,7 +15,7 @@ _PARTS = 64  # a multiple of every tier's lanes
 
 
 def softmax_with_temperature(active_vocab_size: int | None, isa: VectorISA) -> tirx.PrimFunc:
-    """(logits [batch, vocab] float32, temperature [batch] float32) -> probabilities [batch, vocab] float32.
+    """(logits [batch, 1, vocab] float32, temperature [batch] float32) -> probabilities [batch, 1, vocab] float32.
 
     Entries from ``active_vocab_size`` on (padding of the vocabulary; None: there is none) have probability 0, and so has a
     logit of the least float32 (a masked token) beside a larger one. Logits must not be NaN.
@@ -31,9 +31,9 @@ def softmax_with_temperature(active_vocab_size: int | None, isa: VectorISA) -> t
         T.func_attr({"global_symbol": "softmax_with_temperature", "tirx.noalias": True, "tirx.is_scheduled": True})
         batch = T.int64()
         vocab = T.int64()
-        X = T.match_buffer(logits, (batch, vocab), "float32")
+        X = T.match_buffer(logits, (batch, 1, vocab), "float32")
         temperatures = T.match_buffer(temperature, (batch,), "float32")
-        Y = T.match_buffer(probabilities, (batch, vocab), "float32")
+        Y = T.match_buffer(probabilities, (batch, 1, vocab), "float32")
         with T.sblock("root"):
             T.reads()
             T.writes()
@@ -46,16 +46,16 @@ def softmax_with_temperature(active_vocab_size: int | None, isa: VectorISA) -> t
 
             @T.inline
             def maximum(top, row, base, mask):
-                value: T.let = isa.load(X, row, base, mask=mask)
+                value: T.let = isa.load(X, row, 0, base, mask=mask)
                 active_value: T.let = value if mask is None else T.Select(mask, value, isa.splat(lowest))
                 isa.store(top, isa.vmax(isa.load(top, 0), active_value), 0)
 
             @T.inline
             def power(total, row, base, mask, top):
                 # The difference first: a large logit times the scale would lose the digits that the difference needs.
-                z: T.let = (isa.load(X, row, base, mask=mask) - isa.splat(top)) * isa.splat(scale[row])
+                z: T.let = (isa.load(X, row, 0, base, mask=mask) - isa.splat(top)) * isa.splat(scale[row])
                 value: T.let = power_of_two(z)
-                isa.store(Y, value, row, base, mask=mask)
+                isa.store(Y, value, row, 0, base, mask=mask)
                 isa.store(total, isa.load(total, 0) + (value if mask is None else T.Select(mask, value, isa.zero())), 0)
 
             @T.inline
@@ -97,12 +97,12 @@ def softmax_with_temperature(active_vocab_size: int | None, isa: VectorISA) -> t
             def normalise_part(row, part, first, vectors, end):
                 tail: T.let = first + vectors * lanes
                 for v in T.serial(vectors):
-                    value: T.let = isa.load(Y, row, first + v * lanes) * isa.splat(factor[row, part])
-                    isa.store(Y, value, row, first + v * lanes)
+                    value: T.let = isa.load(Y, row, 0, first + v * lanes) * isa.splat(factor[row, part])
+                    isa.store(Y, value, row, 0, first + v * lanes)
                 if tail < end:
                     mask: T.let = isa.tail_mask(tail, end)
-                    last: T.let = isa.load(Y, row, tail, mask=mask) * isa.splat(factor[row, part])
-                    isa.store(Y, last, row, tail, mask=mask)
+                    last: T.let = isa.load(Y, row, 0, tail, mask=mask) * isa.splat(factor[row, part])
+                    isa.store(Y, last, row, 0, tail, mask=mask)
 
             @T.inline
             def for_each_part(do):
@@ -130,6 +130,6 @@ def softmax_with_temperature(active_vocab_size: int | None, isa: VectorISA) -> t
                 for_each_part(normalise_part)
                 for i in T.serial(batch):
                     for j in T.serial(vocab - active):
-                        Y[i, active + j] = T.float32(0)
+                        Y[i, 0, active + j] = T.float32(0)
 
     return softmax_with_temperature
