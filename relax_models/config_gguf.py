@@ -38,6 +38,8 @@ def config_from_gguf(file: GGUFFile | Path | str) -> ModelConfig:
     if key("expert_count", 0):
         raise UserError(f"{file.path} holds a mixture-of-experts model, which is not supported; use a dense model.")
     hidden_size, heads = key("embedding_length"), key("attention.head_count")
+    if not isinstance(heads, int) or heads <= 0:
+        raise UserError(f"{file.path} has {heads!r} attention heads; the same number in every layer is supported.")
     head_dim = key("attention.key_length", hidden_size // heads)
     if key("rope.dimension_count", head_dim) != head_dim or key("attention.value_length", head_dim) != head_dim:
         raise UserError(f"{file.path} has heads that rotate in part or differ in size, which is not supported.")

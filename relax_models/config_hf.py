@@ -147,7 +147,10 @@ def _head_dim(facts: Facts, family: str) -> int:
 
 def _rope(facts: Facts, family: str) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling). transformers 5 writes both into rope_parameters, older versions rope_theta and rope_scaling."""
-    rope = dict(facts.get("rope_parameters") or facts.get("rope_scaling") or {})
+    rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"rope_scaling is {rope!r} in the model's config; it must be an object or null.")
+    rope = dict(rope)
     rope_theta = rope.pop("rope_theta", facts.get("rope_theta"))
     if rope_theta is None:
         if family == "pangu_embedded":
@@ -156,7 +159,9 @@ def _rope(facts: Facts, family: str) -> tuple[float, dict[str, Any] | None]:
     rotated = rope.pop("partial_rotary_factor", facts.get("partial_rotary_factor")) or 1.0
     if rotated != 1.0:
         raise UserError(f"partial_rotary_factor {rotated} is not supported; use a model that rotates whole heads.")
-    return float(rope_theta), normalized_rope_scaling(rope, facts.get("max_position_embeddings"))
+    if isinstance(rope_theta, int):
+        rope_theta = float(rope_theta)  # config.json has 1000000 or 1000000.0
+    return rope_theta, normalized_rope_scaling(rope, facts.get("max_position_embeddings"))
 
 
 def normalized_rope_scaling(rope: Facts, max_position_embeddings: int | None) -> dict[str, Any] | None:

@@ -119,6 +119,7 @@ def test_scaling_keys(tmp_path):
         ("llama", {"expert_count": 8}, "mixture-of-experts"),
         ("llama", {"rope.dimension_count": 32}, "rotate in part"),
         ("qwen3", {"attention.key_length": 128, "attention.value_length": 64}, "differ in size"),
+        ("llama", {"attention.head_count": 0}, "0 attention heads"),
         ("llama", {"attention.head_count_kv": 3}, "must be a multiple of num_key_value_heads"),
     ],
 )

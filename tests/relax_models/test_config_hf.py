@@ -119,6 +119,8 @@ def test_missing_field_of_pangu(field):
         ({"mlp_bias": True}, "mlp_bias is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
+        ({"rope_theta": "1e6"}, "rope_theta is '1e6'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "llama3 lacks low_freq_factor"),
         ({"head_dim": None, "num_attention_heads": 30}, r"hidden_size \(2048\) is not a multiple of num_attention_he"),
     ],
