@@ -14,7 +14,9 @@ import typer
 from runtime.artifact import library_file, model_dir
 from runtime.errors import UserError
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+@app.command()
 def compile_model(
     model: Annotated[str, typer.Option(help="preset, Hugging Face folder, GGUF file or MLC model folder")],
     target: Annotated[str, typer.Option(help="llvm (this machine), 'llvm -mcpu=...' or a JSON dict")] = "llvm",
@@ -45,7 +47,12 @@ def compile_model(
     config = with_overrides(source.config, overrides)
     mod, params = export_model(config, model_dtype(quantization))
     facts = LibraryFacts(
-        config.model_type, quantization, config.context_window_size, config.prefill_chunk_size, config.max_batch_size
+        config.model_type,
+        quantization,
+        config.vocab_size,
+        config.context_window_size,
+        config.prefill_chunk_size,
+        config.max_batch_size,
     )
     metadata = library_metadata(mod, [name for name, _ in params], facts, packing, tvm_target)
     if weights is not None:
@@ -67,7 +74,7 @@ def compile_model(
 
 def main() -> None:
     try:
-        typer.run(compile_model)
+        app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -3,7 +3,7 @@
 import json
 
 import tvm
-from tvm import DataType, IRModule, relax, tirx
+from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
 
@@ -33,7 +33,7 @@ class AttachMetadata:
 
 
 def planned_bytes(func: relax.Function) -> int:
-    """Bytes that the planned allocations of ``func`` take; ValueError if one has no upper bound."""
+    """Bytes of the planned allocations of ``func``. Its results, which have their exact size, are the caller's memory."""
     counter = _AllocationCounter()
     counter.visit_expr(func)
     return counter.bytes
@@ -46,16 +46,8 @@ class _AllocationCounter(PyExprVisitor):
 
     def visit_call_(self, call: relax.Call) -> None:
         if call.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
-            self.bytes += _static_size(call.args[0].values, "uint8")
-        elif call.op == tvm.ir.Op.get("relax.builtin.alloc_tensor"):
-            self.bytes += _static_size(call.args[0].values, call.args[1].value)
+            size = call.args[0].values[0]
+            if not isinstance(size, tirx.IntImm):
+                raise ValueError(f"temporary memory of {size} bytes has no upper bound; give its sizes a variable bound")
+            self.bytes += size.value
         super().visit_call_(call)
-
-
-def _static_size(dims, dtype: str) -> int:
-    size = (DataType(dtype).bits + 7) // 8
-    for dim in dims:
-        if not isinstance(dim, tirx.IntImm):
-            raise ValueError(f"an allocation of {list(dims)} {dtype} has no upper bound; give its sizes a variable bound")
-        size *= dim.value
-    return size

@@ -14,7 +14,5 @@ class AttachVariableBounds:
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         for var, func in mod.functions_items():
             if isinstance(func, relax.Function):
-                mod[var] = func.with_attr("tir_var_upper_bound", self.bounds).with_attr(
-                    "relax.memory_plan_dynamic_func_output", True
-                )
+                mod[var] = func.with_attr("tir_var_upper_bound", self.bounds)
         return mod

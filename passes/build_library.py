@@ -9,7 +9,7 @@ from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 from tvm.target import Target
 
-from runtime.native.build import build_kv_cache_object, cross_compiler, link_options
+from runtime.native.build import build_kv_cache_object, cross_compiler
 from tir_kernels.weight_format import WeightFormat
 
 from .attention_spec import attention_spec
@@ -23,6 +23,7 @@ class LibraryFacts:
 
     model_type: str
     quantization: str
+    vocab_size: int
     context_window_size: int
     prefill_chunk_size: int
     max_batch_size: int
@@ -40,6 +41,7 @@ def library_metadata(
     return {
         "model_type": facts.model_type,
         "quantization": facts.quantization,
+        "vocab_size": facts.vocab_size,
         "context_window_size": facts.context_window_size,
         "sliding_window_size": -1,
         "attention_sink_size": -1,
@@ -95,7 +97,11 @@ def build_library(
     ------
     UserError : no C++ compiler for the target.
     """
-    bounds = {"seq_len": metadata["prefill_chunk_size"], "batch_size": metadata["max_batch_size"]}
+    bounds = {
+        "seq_len": metadata["prefill_chunk_size"],
+        "batch_size": metadata["max_batch_size"],
+        "vocab_size": metadata["vocab_size"],
+    }
     triple = str(target.attrs["mtriple"]) if "mtriple" in target.attrs else None
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
@@ -106,7 +112,5 @@ def build_library(
                 mod, target, relax_pipeline=cpu_pipeline(target, weight_format, bounds, metadata, debug_dump)
             )
         library = Path(scratch, output.name)
-        executable.export_library(
-            str(library), fcompile=cross_compiler(triple), addons=[str(native)], options=link_options()
-        )
+        executable.export_library(str(library), fcompile=cross_compiler(triple), addons=[str(native)])
         os.replace(library, output)
