@@ -102,6 +102,7 @@ class ChatConfig(_Description):
     model_type: str
     quantization: str
     vocab_size: int
+    active_vocab_size: int | None = None
     context_window_size: int
     weight_format: str | None = None
     temperature: float | None = None

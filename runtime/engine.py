@@ -81,6 +81,8 @@ class Engine:
         self.default_sampling = SamplingParams.of_model(config)
         self.context_window_size = min(config.context_window_size, library.metadata.context_window_size)
         self._vocab_size = config.vocab_size
+        # A vocabulary is often padded; the tokenizer of the folder says how much of it is real.
+        self._active_vocab_size = config.active_vocab_size or library.metadata.active_vocab_size or config.vocab_size
         self._sequence = CachedSequence(library, params, self.context_window_size)
         self._answer_number = 0
 
@@ -141,7 +143,7 @@ class Engine:
         self, number: int, prompt: list[int], sampling: SamplingParams, max_tokens: int, on_prefill: Progress | None
     ) -> Iterator[StreamOutput]:
         self._check_current(number)
-        sampler = Sampler(self._library, sampling, self.metadata.active_vocab_size or self._vocab_size)
+        sampler = Sampler(self._library, sampling, self._active_vocab_size)
         text_stream = _AnswerText(self.tokenizer, sampling.stop)
         started = time.perf_counter()
         cached = self._sequence.reuse(prompt)

@@ -144,6 +144,13 @@ def test_config_may_shrink_the_context(toy_copy):
     assert len(run(engine, [7] * 8)) == 2
 
 
+def test_padding_of_the_vocabulary_is_never_an_answer(toy_copy):
+    path = toy_copy / "mlc-chat-config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"active_vocab_size": 20}))
+    ids = ids_of(run(Engine(toy_copy), [7], GREEDY.changed(max_tokens=20)))
+    assert ids[0] == toy_logits(WEIGHTS, [7])[:20].argmax() and max(ids) < 20
+
+
 @pytest.mark.parametrize("prompt", ["", [], [{"role": "user", "content": " \n"}], np.array([], np.int32)])
 def test_empty_prompt(engine, prompt):
     with pytest.raises(UserError, match="the prompt is empty"):
