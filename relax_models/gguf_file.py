@@ -129,6 +129,8 @@ class GGUFFile:
             if not 1 <= dimension_count <= 4:
                 raise ValueError(f"tensor {name} has {dimension_count} dimensions")
             dimensions = cursor.scalars("Q", dimension_count)
+            if 0 in dimensions:
+                raise ValueError(f"tensor {name} is empty")
             type_id, offset = cursor.scalars("I")[0], cursor.scalars("Q")[0]
             descriptions.append((name, dimensions[::-1], type_id, offset))
         alignment = self.metadata.get("general.alignment", 32)
