@@ -35,7 +35,8 @@ class Peak:
 
 
 def measure_peak(target: Target, threads: int) -> Peak:
-    """Measures all three in about three seconds. ``target`` is the llvm target of the kernels under test."""
+    """Measures all three in about three seconds. ``target`` is that of the kernels under test; TVM must run on ``threads``
+    threads (machine.use_threads)."""
     isa = vector_isa(target)
     return Peak(
         _flops(isa, target, threads, bf16=True) if isa.has_bf16_dot else None,
@@ -56,7 +57,7 @@ def _flops(isa: VectorISA, target: Target, threads: int, bf16: bool) -> float:
     return threads * _ITERATIONS * chains * lanes * (4 if bf16 else 2) / seconds / 1e9
 
 
-def _multiply_adds(isa: VectorISA, threads: int, chains: int, bf16: bool) -> tvm.IRModule:
+def _multiply_adds(isa: VectorISA, threads: int, chains: int, bf16: bool, iterations: int = _ITERATIONS) -> tvm.IRModule:
     lanes = isa.lanes
 
     def multiply_add(accumulator, words):
@@ -76,7 +77,7 @@ def _multiply_adds(isa: VectorISA, threads: int, chains: int, bf16: bool) -> tvm
                     accumulators = T.sblock_alloc_buffer((chains * lanes,), "float32", scope="local")
                     for i in T.unroll(chains):
                         accumulators[isa.ramp(i * lanes)] = out[thread, isa.ramp(i * lanes)]
-                    for _ in T.serial(_ITERATIONS):
+                    for _ in T.serial(iterations):
                         for i in T.unroll(chains):
                             accumulators[isa.ramp(i * lanes)] = multiply_add(accumulators[isa.ramp(i * lanes)], words)
                     for i in T.unroll(chains):

@@ -1,82 +1,78 @@
-"""Repeated timing of a callable, with the share of the CPU that it really got."""
+"""Timing of a piece of work, with the share of the CPU that it really got."""
 
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-
-
-@dataclass(frozen=True)
-class CpuClock:
-    """A point in time: wall clock, CPU seconds of this process, CPU seconds of the whole machine."""
-
-    wall: float
-    own: float
-    machine: float
-
-    @classmethod
-    def now(cls) -> "CpuClock":
-        return cls(time.perf_counter(), time.process_time(), machine_cpu_seconds())
-
-
-def machine_cpu_seconds() -> float:
-    """CPU seconds that all processes and the hypervisor took since boot: every column of /proc/stat but idle and iowait."""
-    try:
-        with open("/proc/stat") as stat:
-            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
-    except OSError:  # not Linux
-        return float("nan")
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sample:
     """One measured interval.
 
-    ``seconds`` is what the engine reports; ``own_share`` = CPU time of the process / (wall * threads), 1 when no thread
-    waited; ``other_share`` = CPU time of everybody else / (wall * cores), 0 on an idle machine (resolution 10 ms).
+    ``own_share`` is the CPU time of the process / (wall time * threads): 1 when no thread waited for the CPU or for another
+    thread. ``other_share`` is the CPU time of everybody else, the hypervisor included, / (wall time * cores): 0 on an idle
+    machine. The kernel counts the latter in steps of 10 ms.
     """
 
     seconds: float
     own_share: float
     other_share: float
-
-    def json(self) -> dict:
-        return asdict(self)
+    peak_rss_bytes: int
 
 
-def sample(work: Callable[[], float | None], threads: int) -> Sample:
-    """Runs ``work`` once. Its return value, if any, is the time it measured itself; otherwise the wall time counts."""
-    start = CpuClock.now()
-    reported = work()
-    end = CpuClock.now()
-    wall, own = end.wall - start.wall, end.own - start.own
-    others = max(0.0, end.machine - start.machine - own) / (wall * (os.cpu_count() or 1))
-    return Sample(wall if reported is None else reported, own / (wall * threads), others)
+class Stopwatch:
+    """Started when it is made."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._machine, self._own, self._wall = _machine_cpu_seconds(), time.process_time(), time.perf_counter()
+
+    def stop(self, seconds: float | None = None) -> Sample:
+        """The interval since the start; ``seconds`` replaces its wall time where the engine's own clock is the better one."""
+        wall = time.perf_counter() - self._wall
+        own = time.process_time() - self._own
+        others = max(0.0, _machine_cpu_seconds() - self._machine - own)
+        peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+        return Sample(
+            wall if seconds is None else seconds,
+            own / (wall * self._threads),
+            others / (wall * (os.cpu_count() or 1)),
+            peak_rss,
+        )
+
+
+def _machine_cpu_seconds() -> float:
+    """CPU seconds that the whole machine spent since boot: the columns of /proc/stat but idle and iowait."""
+    with open("/proc/stat") as stat:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def best_of(work: Callable[[], object], threads: int, budget: float = 0.5, batches: int = 20) -> Sample:
-    """The best of up to ``batches`` batches of calls that together take about ``budget`` seconds; seconds are per call.
+    """The fastest of up to ``batches`` batches of calls, which take about ``budget`` seconds together; seconds are per call.
 
-    The best and not the median: a kernel is compared with the machine's peak, and on a shared machine only the undisturbed
+    The fastest and not the median: a kernel is compared with the machine's peak, and on a shared machine only undisturbed
     batches show either.
     """
     work()
-    once = sample(lambda: work() and None, threads).seconds
-    calls = max(1, int(budget / batches / max(once, 1e-7)))
-
-    def batch() -> float:
+    start = time.perf_counter()
+    work()
+    once = max(time.perf_counter() - start, 1e-7)
+    calls = max(1, int(budget / batches / once))
+    samples = []
+    for _ in range(max(3, min(batches, int(budget / once)))):
+        watch = Stopwatch(threads)
         start = time.perf_counter()
         for _ in range(calls):
             work()
-        return (time.perf_counter() - start) / calls
-
-    count = max(3, min(batches, int(budget / max(once, 1e-7))))
-    return min((sample(batch, threads) for _ in range(count)), key=lambda s: s.seconds)
+        samples.append(watch.stop((time.perf_counter() - start) / calls))
+    return min(samples, key=lambda sample: sample.seconds)
 
 
 def median_and_spread(values: list[float]) -> tuple[float, float]:
-    """Median, and (max - min) / median: 0 for one value."""
+    """Median, and (max - min) / median."""
     median = statistics.median(values)
     return median, (max(values) - min(values)) / median

@@ -1,0 +1,72 @@
+"""What the measuring machine is, and how a benchmark gets as much of it as it can."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_AUTOGROUP = Path("/proc/self/autogroup")
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Processor, cores, caches, memory and kernel, as Linux names them."""
+    cpuinfo = _fields(Path("/proc/cpuinfo"))
+    return {
+        "processor": cpuinfo.get("model name", platform.processor() or platform.machine()),
+        "family/model": f"{cpuinfo.get('cpu family', '?')}/{cpuinfo.get('model', '?')}",
+        "cores": os.cpu_count() or 1,
+        "last-level cache": _last_level_cache(),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The first value of each ``key : value`` line."""
+    fields: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def _last_level_cache() -> str:
+    sizes = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    return sizes[-1].read_text().strip() if sizes else "unknown"
+
+
+def use_threads(count: int) -> None:
+    """The number of TVM's threads, whose default is half the cores; it is read when the first parallel kernel runs."""
+    os.environ["TVM_NUM_THREADS"] = str(count)
+    os.environ["TVM_BIND_THREADS"] = "0"
+
+
+def run_in_own_session() -> None:
+    """Restart this program in a session of its own, unless it leads one already; the caller's process only waits for it.
+
+    Linux divides the CPU between sessions first (``kernel.sched_autogroup_enabled``) and by niceness only within each, so the
+    priority of a benchmark is that of its session.
+    """
+    if os.getsid(0) == os.getpid():
+        return
+    child = subprocess.Popen(sys.orig_argv, executable=sys.executable, start_new_session=True)
+    while True:
+        try:
+            sys.exit(child.wait())
+        except KeyboardInterrupt:  # the terminal's Ctrl-C does not reach another session
+            child.send_signal(signal.SIGINT)
+
+
+def raise_priority() -> str:
+    """Give this session the highest CPU priority, which needs root; says in words whether it has it."""
+    try:
+        _AUTOGROUP.write_text("-20")
+    except FileNotFoundError:
+        return "normal (no autogroups)"
+    except OSError as error:
+        return f"normal ({error.strerror})"
+    return "autogroup at nice -20"
