@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from tvm.script import tirx as T
 
 from .attention_shape import AttentionShape
+from .scratch import stack_buffer
 from .vector_ranges import vector_starts
 
 _NEVER = -1e30  # the score of an entry that a row does not see, and the running maximum before the first page
 _RESCALE_AT = 8.0
+_CACHE_LINE = 16  # words
 
 
 def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
@@ -52,20 +54,23 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 outputs[r, isa.ramp(v * L)] = isa.zero()
 
     @T.inline
-    def compute_scores(k_pages, head_page, queries, row0, scores):
+    def compute_scores(k_pages, head_page, next_head_page, queries, row0, scores):
         for kb in T.serial(page // key_block):
             with T.sblock("scores"):
                 T.reads()
                 T.writes()
-                acc = T.sblock_alloc_buffer((R, key_block), "float32", scope="local")
+                acc = stack_buffer(R * key_block)
                 for i in T.unroll(R):
                     for v in T.unroll(key_vectors):
-                        acc[i, isa.ramp(v * L)] = isa.zero()
+                        acc[isa.ramp(i * key_block + v * L)] = isa.zero()
                 for c in T.serial(d // P):
+                    if row0 == 0:
+                        for v in T.unroll(-(-key_block // _CACHE_LINE)):
+                            T.evaluate(isa.prefetch(k_pages[next_head_page, c, kb * key_block + v * _CACHE_LINE, 0]))
                     for v in T.unroll(key_vectors):
                         for i in T.unroll(R):
-                            acc[i, isa.ramp(v * L)] = shape.multiply_add(
-                                acc[i, isa.ramp(v * L)],
+                            acc[isa.ramp(i * key_block + v * L)] = shape.multiply_add(
+                                acc[isa.ramp(i * key_block + v * L)],
                                 queries,
                                 row0 + i,
                                 c,
@@ -73,17 +78,17 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                             )
                 for i in T.unroll(R):
                     for v in T.unroll(key_vectors):
-                        scores[i, isa.ramp(kb * key_block + v * L)] = acc[i, isa.ramp(v * L)]
+                        scores[i, isa.ramp(kb * key_block + v * L)] = acc[isa.ramp(i * key_block + v * L)]
 
     @T.inline
     def raise_maxima(scores, row0, maxima, sums, outputs):
         with T.sblock("maxima"):
             T.reads()
             T.writes()
-            peak = T.sblock_alloc_buffer((R, L), "float32", scope="local")
-            grown = T.sblock_alloc_buffer((1,), "int32", scope="local")
-            raised = T.sblock_alloc_buffer((1,), "float32", scope="local")
-            factor = T.sblock_alloc_buffer((L,), "float32", scope="local")
+            peak = T.sblock_alloc_buffer((R, L), "float32")
+            grown = T.sblock_alloc_buffer((1,), "int32")
+            raised = T.sblock_alloc_buffer((1,), "float32")
+            factor = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
                 peak[i, isa.ramp(0)] = scores[i, isa.ramp(0)]
             for v in T.serial(1, vectors):
@@ -108,8 +113,8 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
         with T.sblock("weights"):
             T.reads()
             T.writes()
-            e = T.sblock_alloc_buffer((2, L), "float32", scope="local")
-            total = T.sblock_alloc_buffer((L,), "float32", scope="local")
+            e = T.sblock_alloc_buffer((2, L), "float32")
+            total = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
                 total[isa.ramp(0)] = sums[row0 + i, isa.ramp(0)]
                 for w in T.unroll((vectors + 1) // 2):
@@ -128,20 +133,23 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 sums[row0 + i, isa.ramp(0)] = total[isa.ramp(0)]
 
     @T.inline
-    def accumulate_values(v_pages, head_page, weights, row0, num_visible, outputs):
+    def accumulate_values(v_pages, head_page, next_head_page, weights, row0, num_visible, outputs):
         for db in T.serial(d // dim_block):
             with T.sblock("values"):
                 T.reads()
                 T.writes()
-                acc = T.sblock_alloc_buffer((R, dim_block), "float32", scope="local")
+                acc = stack_buffer(R * dim_block)
                 for i in T.unroll(R):
                     for v in T.unroll(dim_vectors):
-                        acc[i, isa.ramp(v * L)] = outputs[row0 + i, isa.ramp(db * dim_block + v * L)]
+                        acc[isa.ramp(i * dim_block + v * L)] = outputs[row0 + i, isa.ramp(db * dim_block + v * L)]
                 for t in T.serial(num_visible // P):
+                    if row0 == 0:
+                        for v in T.unroll(-(-dim_block // _CACHE_LINE)):
+                            T.evaluate(isa.prefetch(v_pages[next_head_page, t, db * dim_block + v * _CACHE_LINE, 0]))
                     for v in T.unroll(dim_vectors):
                         for i in T.unroll(R):
-                            acc[i, isa.ramp(v * L)] = shape.multiply_add(
-                                acc[i, isa.ramp(v * L)],
+                            acc[isa.ramp(i * dim_block + v * L)] = shape.multiply_add(
+                                acc[isa.ramp(i * dim_block + v * L)],
                                 weights,
                                 i,
                                 t,
@@ -150,8 +158,8 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 if num_visible % P > 0:
                     for v in T.unroll(dim_vectors):
                         for i in T.unroll(R):
-                            acc[i, isa.ramp(v * L)] = shape.multiply_add(
-                                acc[i, isa.ramp(v * L)],
+                            acc[isa.ramp(i * dim_block + v * L)] = shape.multiply_add(
+                                acc[isa.ramp(i * dim_block + v * L)],
                                 weights,
                                 i,
                                 num_visible // P,
@@ -161,17 +169,18 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                             )
                 for i in T.unroll(R):
                     for v in T.unroll(dim_vectors):
-                        outputs[row0 + i, isa.ramp(db * dim_block + v * L)] = acc[i, isa.ramp(v * L)]
+                        outputs[row0 + i, isa.ramp(db * dim_block + v * L)] = acc[isa.ramp(i * dim_block + v * L)]
 
     @T.inline
-    def update(k_pages, v_pages, head_page, queries, row0, visible0, num_rows, maxima, sums, outputs, scores, weights):
+    def update(
+        k_pages, v_pages, head_page, next_head_page, queries, row0, visible0, num_rows, maxima, sums, outputs, scores, weights):
         """Rows row0 .. row0 + row_block meet a page, of which row r sees the first visible0 + r // group entries.
 
         Entries that none of the rows below ``num_rows`` sees have no influence, whatever they hold.
         """
         num_visible: T.let = T.min(visible0 + (T.min(row0 + R, num_rows) - 1) // g, page)
         if num_visible > 0:
-            compute_scores(k_pages, head_page, queries, row0, scores)
+            compute_scores(k_pages, head_page, next_head_page, queries, row0, scores)
             if visible0 + row0 // g < page:
                 for i in T.serial(R):
                     for v in T.serial(vectors):
@@ -182,6 +191,6 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                         )
             raise_maxima(scores, row0, maxima, sums, outputs)
             compute_weights(scores, row0, maxima, sums, weights)
-            accumulate_values(v_pages, head_page, weights, row0, num_visible, outputs)
+            accumulate_values(v_pages, head_page, next_head_page, weights, row0, num_visible, outputs)
 
     return SimpleNamespace(start=start, update=update)

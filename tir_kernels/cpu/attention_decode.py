@@ -85,16 +85,20 @@ def attention_decode(
                         num_head_pages: T.let = (length + page_size - 1) // page_size
                         page0: T.let = num_head_pages * split // S
                         block.start(q, sequence, head, g, rows, queries, maxima, sums, outputs)
-                        for p in T.serial(num_head_pages * (split + 1) // S - page0):
-                            head_page: T.let = T.cast(page_indices[page_indptr[head, sequence] + page0 + p], "int64")
+                        page_end: T.let = num_head_pages * (split + 1) // S
+                        indices0: T.let = page_indptr[head, sequence]
+                        for p in T.serial(page0, page_end):
+                            head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
+                            next_head_page: T.let = T.cast(page_indices[indices0 + T.min(p + 1, page_end - 1)], "int64")
                             for r in T.serial(num_blocks):
                                 block.update(
                                     k_pages,
                                     v_pages,
                                     head_page,
+                                    next_head_page,
                                     queries,
                                     r * R,
-                                    length - (page0 + p) * page_size,
+                                    length - p * page_size,
                                     g,
                                     maxima,
                                     sums,
@@ -112,9 +116,9 @@ def attention_decode(
                         T.reads()
                         T.writes()
                         factors = T.sblock_alloc_buffer((S, L), "float32")
-                        maximum = T.sblock_alloc_buffer((1,), "float32", scope="local")
-                        total = T.sblock_alloc_buffer((L,), "float32", scope="local")
-                        merged = T.sblock_alloc_buffer((L,), "float32", scope="local")
+                        maximum = T.sblock_alloc_buffer((1,), "float32")
+                        total = T.sblock_alloc_buffer((L,), "float32")
+                        merged = T.sblock_alloc_buffer((L,), "float32")
                         maximum[0] = part_maxima[row // g, 0, row % g]
                         for s in T.serial(1, S):
                             maximum[0] = T.max(maximum[0], part_maxima[row // g, s, row % g])

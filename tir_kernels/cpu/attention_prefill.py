@@ -87,13 +87,17 @@ def attention_prefill(
                         num_blocks: T.let = (num_rows + R - 1) // R
                         visible0: T.let = kv_lengths[head, sequence] - num_new + first + 1
                         block.start(q, token0, head, num_rows, num_blocks * R, queries, maxima, sums, outputs)
-                        for p in T.serial((visible0 + num_tokens - 1 + page_size - 1) // page_size):
-                            head_page: T.let = T.cast(page_indices[page_indptr[head, sequence] + p], "int64")
+                        num_head_pages: T.let = (visible0 + num_tokens - 1 + page_size - 1) // page_size
+                        indices0: T.let = page_indptr[head, sequence]
+                        for p in T.serial(num_head_pages):
+                            head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
+                            next_head_page: T.let = T.cast(page_indices[indices0 + T.min(p + 1, num_head_pages - 1)], "int64")
                             for r in T.serial(num_blocks):
                                 block.update(
                                     k_pages,
                                     v_pages,
                                     head_page,
+                                    next_head_page,
                                     queries,
                                     r * R,
                                     visible0 - p * page_size,

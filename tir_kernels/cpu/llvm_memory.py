@@ -10,7 +10,7 @@ def _prefetch() -> str:
     return """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 define i32 @x_prefetch(ptr %p) {
-  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)
   ret i32 0
 }
 """

@@ -111,7 +111,7 @@ def rope_append(
                         T.reads()
                         T.writes()
                         keys = T.sblock_alloc_buffer((L, d), "uint16" if P == 2 else dtype)
-                        broken = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                        broken = T.sblock_alloc_buffer((1,), "int32")
                         head: T.let = task % G
                         token0: T.let = task // G * L
                         num_tokens: T.let = T.min(T.int64(L), n - token0)

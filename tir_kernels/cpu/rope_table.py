@@ -33,7 +33,7 @@ def rope_table(rotary_dim: int, isa: VectorISA, attention_scaling: float = 1.0) 
                     with T.sblock("row"):
                         T.reads()
                         T.writes()
-                        angle = T.sblock_alloc_buffer((isa.lanes,), "float32", scope="local")
+                        angle = T.sblock_alloc_buffer((isa.lanes,), "float32")
                         position: T.let = T.cast(positions[i], "float32")
                         for v in T.unroll(starts.count):
                             angle[isa.ramp(0)] = isa.splat(position) * inv_freq[isa.ramp(starts[v])]
