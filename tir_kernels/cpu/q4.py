@@ -1,0 +1,103 @@
+"""4-bit weights (format ``q4_n32g32``) inside linear kernels: multiplied as they are for few rows, else unpacked once.
+
+With w = scale * (q - 8), a group of 32 k adds scale * (sum x * (128 + q) - 136 * sum x): 128 + q is a bfloat16 whose low
+mantissa bits are the nibble q, so that a shift, an and, and an or make a vector of pairs of weights.
+"""
+
+from tvm.script import tirx as T
+
+from tir_kernels.weight_format import GROUP, PANEL_ROWS
+
+from .gemm import Activations, sum_of
+from .isa import VectorISA
+from .scratch import stack_buffer
+
+_GROUP_WORDS = GROUP // 2  # bfloat16 pairs
+_OFFSET = 136.0  # 128 of the bfloat16 whose low bits are the nibble, 8 of the format
+_FIRST_SCALE = 256  # of a group's 288 uint16
+
+
+class Q4Weight:
+    """A packed weight parameter int32 [NB, K // 32, 144]; constructing it declares the view that the scales are read from."""
+
+    def __init__(self, isa: VectorISA, packed: T.Buffer):
+        num_panels, num_groups, words = (int(extent) for extent in packed.shape)
+        self.isa = isa
+        self.packed = packed
+        self.num_groups = num_groups
+        self.halves = T.decl_buffer((num_panels, num_groups, 2 * words), "uint16", data=packed.data)
+
+    def scales(self, panel, group, first_row):
+        """float32 vector: the scales of rows first_row .. of ``panel``."""
+        return T.Bind(self.isa.from_f16(self.halves[panel, group, self.isa.ramp(_FIRST_SCALE + first_row)]))
+
+    def offset_pairs(self, panel, group, t, first_row) -> list:
+        """int32 vectors of bfloat16 pairs 128 + q: words 4 * t .. 4 * t + 3 of a group, rows first_row .. of ``panel``."""
+        words = T.Bind(self.packed[panel, group, self.isa.ramp(t * PANEL_ROWS + first_row)])
+        nibbles, exponent = self.isa.splat(T.int32(0x000F000F)), self.isa.splat(T.int32(0x43004300))
+        return [T.Bind((T.shift_right(words, self.isa.splat(T.int32(4 * j))) & nibbles) | exponent) for j in range(4)]
+
+    def unpack_panel(self, panel, words: T.Buffer, slot: int) -> None:
+        """Statements: words [slots, K // 2, 32] of ``slot`` = the weights of ``panel`` as pairs of rounded bfloat16."""
+        isa = self.isa
+        with T.serial(self.num_groups) as group:
+            with T.serial(PANEL_ROWS // isa.lanes) as v:
+                scale = self.scales(panel, group, v * isa.lanes)
+                offset = T.Bind(scale * isa.splat(T.float32(-_OFFSET)))
+                with T.serial(4) as t:
+                    for j, pairs in enumerate(self.offset_pairs(panel, group, t, v * isa.lanes)):
+                        even, odd = (half * scale + offset for half in isa.halves_of_bf16(pairs))
+                        at = [slot, group * _GROUP_WORDS + t * 4 + j, isa.ramp(v * isa.lanes)]
+                        T.buffer_store(words, isa.pair_bf16(even, odd), at)
+
+
+def store_corrections(isa: VectorISA, x: T.Buffer, corrections: T.Buffer, m, num_groups: int) -> None:
+    """Statements: corrections[row, group] = -136 * sum of x over the group, what the offset of the nibbles adds too much."""
+    with T.serial(m) as row:
+        with T.serial(num_groups) as group:
+            total = sum_of([isa.load(x, row, group * GROUP + i) for i in range(0, GROUP, isa.lanes)])
+            T.buffer_store(corrections, isa.hsum(total) * T.float32(-_OFFSET), [row, group])
+
+
+def q4_tile(
+    activations: Activations, corrections: T.Buffer, weight: Q4Weight, panel, first_row, rows: int
+) -> list[list]:
+    """Statements that sum over K with a whole panel; result[row][vector] is a float32 vector expression.
+
+    A group's sums of two vectors stay in registers, even and odd words apart while there are few of them.
+    """
+    isa = activations.isa
+    columns = 2
+    chains = 2 if rows <= 2 else 1
+    places = [isa.ramp(i * isa.lanes) for i in range(columns)]
+    totals = [stack_buffer(PANEL_ROWS) for _ in range(rows)]
+    parts = [[stack_buffer(columns * isa.lanes) for _ in range(chains)] for _ in range(rows)]
+    for total in totals:
+        for first in range(0, PANEL_ROWS, isa.lanes):
+            T.buffer_store(total, isa.zero(), [isa.ramp(first)])
+    x_rows = activations.rows(first_row, rows)
+    with T.serial(weight.num_groups) as group:
+        with T.serial(PANEL_ROWS // (columns * isa.lanes)) as block:
+            firsts = [(block * columns + i) * isa.lanes for i in range(columns)]
+            for r in range(rows):
+                correction = T.Bind(isa.splat(corrections[first_row + r, group]))
+                for at in places:
+                    for c in range(chains):
+                        T.buffer_store(parts[r][c], isa.zero() if c else correction, [at])
+            with T.serial(4) as t:
+                pairs = [weight.offset_pairs(panel, group, t, first) for first in firsts]
+                for j in range(4):
+                    factors = [activations.factors(column[j]) for column in pairs]
+                    for f in range(len(factors[0])):
+                        x_word = (group * _GROUP_WORDS + t * 4 + j) * len(factors[0]) + f
+                        for r in range(rows):
+                            part = parts[r][j % chains]
+                            for at, factor in zip(places, factors):
+                                value = activations.multiply_add(part[at], x_rows[r], x_word, factor[f])
+                                T.buffer_store(part, value, [at])
+            for at, first in zip(places, firsts):
+                scale = weight.scales(panel, group, first)
+                for r in range(rows):
+                    total = totals[r][isa.ramp(first)] + sum_of([part[at] for part in parts[r]]) * scale
+                    T.buffer_store(totals[r], total, [isa.ramp(first)])
+    return [[total[isa.ramp(first)] for first in range(0, PANEL_ROWS, isa.lanes)] for total in totals]
