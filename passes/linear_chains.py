@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import tvm_ffi
 from tvm import relax
 
+from tir_kernels.weight_format import PANEL_ROWS
+
 from .weight_plan import bindings_of, is_call, packed_params_var, users_of
 
 
@@ -61,7 +63,7 @@ def _extend(chain: LinearChain, values: dict, users: dict) -> bool:
     reader, value = readers[0], values[readers[0]]
     if is_call(value, "relax.add"):
         other = value.args[1] if value.args[0].same_as(chain.result) else value.args[0]
-        if not isinstance(other, relax.Var) or chain.residual is not None or reader.ty.dtype != chain.result.ty.dtype:
+        if not isinstance(other, relax.Var) or other.same_as(chain.result) or chain.residual is not None:
             return False
         if len(other.ty.shape) == 1 and chain.bias is None:
             chain.bias = other
@@ -87,6 +89,8 @@ def _absorb_swiglu(chain: LinearChain, split: relax.Var, values: dict, users: di
     if axis not in (-1, last) or set(halves) != {0, 1} or len(split.ty.fields) != 2:
         return False
     gate, up = halves[0], halves[1]
+    if int(gate.ty.shape[last]) % PANEL_ROWS:  # the halves share a panel of the weight
+        return False
     if len(users[gate]) != 1 or len(users[up]) != 1 or not is_call(values.get(users[gate][0]), "relax.nn.silu"):
         return False
     silu, product = users[gate][0], users[up][0]

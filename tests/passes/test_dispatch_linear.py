@@ -137,7 +137,7 @@ def test_matmuls_take_and_what_follows_them_become_kernels():
         tvm.ir.assert_structural_equal(after[name].without_attr("global_symbol"), kernel.without_attr("global_symbol"))
 
 
-def function(body: str, x: str = '(2, 64), "bfloat16"', weights: str = 'R.Tensor((96, 64), "bfloat16")') -> tvm.IRModule:
+def function(body: str, x: str = '(2, 64), "bfloat16"', weights: str = 'R.Tensor((192, 64), "bfloat16")') -> tvm.IRModule:
     """A module with the function ``main(x, y, packed_params)`` whose dataflow block is ``body`` and returns ``out``."""
     lines = "\n            ".join(body.strip().splitlines())
     return tvm.script.from_source(
@@ -145,7 +145,7 @@ def function(body: str, x: str = '(2, 64), "bfloat16"', weights: str = 'R.Tensor
 @I.ir_module
 class Module:
     @R.function
-    def main(x: R.Tensor({x}), y: R.Tensor((2, 96), "bfloat16"), packed_params: R.Tuple({weights})):
+    def main(x: R.Tensor({x}), y: R.Tensor((2, 192), "bfloat16"), packed_params: R.Tuple({weights})):
         R.func_attr({{"num_input": 2}})
         with R.dataflow():
             w = packed_params[0]
@@ -171,6 +171,8 @@ def kernels_of(mod: tvm.IRModule) -> list[str]:
         # A second residual is an add of its own.
         ("p = R.add(R.matmul(x, R.permute_dims(w)), y)\nout = R.add(p, y)", ["linear_residual"]),
         ("h = R.split(R.matmul(x, R.permute_dims(w)), 2, axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])", ["swiglu"]),
+        # Halves of 40 rows share a panel of 32: SwiGLU as an op of its own.
+        ("h = R.split(R.matmul(x, R.permute_dims(w)), [40, 80], axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])", ["linear"]),
         # silu on the second half, and a split in three: no SwiGLU.
         ("h = R.split(R.matmul(x, R.permute_dims(w)), 2, axis=-1)\nout = R.multiply(R.nn.silu(h[1]), h[0])", ["linear"]),
         ("h = R.split(R.matmul(x, R.permute_dims(w)), 3, axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])", ["linear"]),
@@ -182,7 +184,7 @@ def test_what_is_fused_behind_a_matmul(body, kernels):
 
 def test_a_matrix_with_another_use_stays_plain():
     mod = function("p = R.matmul(x, R.permute_dims(w))\nq = R.sum(w, axis=1)\nout = R.add(p, q)")
-    assert weight_plan(mod, BF16) == [StoredParam((96, 64), (96, 64), "bfloat16", "plain")]
+    assert weight_plan(mod, BF16) == [StoredParam((192, 64), (192, 64), "bfloat16", "plain")]
     assert_relax_equal(DispatchLinear(BF16, ISA)(mod), mod)
 
 

@@ -1,22 +1,9 @@
-"""Logits of the compiled library against the references: every family, RoPE scaling and head layout, in float32.
-
-The fixture `compile_tiny` is the function
-
-    compile_tiny(config: ModelConfig, weights: dict[str, np.ndarray], quantization: str, tmp_path: Path) -> engine
-
-which compiles `config`, converts `weights` (Hugging Face names, float32), and loads both from `tmp_path`. The engine
-holds one sequence: `engine.prefill(ids) -> float32 [vocab]`, logits after the last of `ids`, appended to what it holds
-already, and `engine.decode(id) -> float32 [vocab]`.
-"""
+"""Logits of the compiled library against the references: every family, RoPE scaling and head layout, in float32."""
 
 import numpy as np
 import pytest
+from compiled_model import compile_model
 from reference import TINY_CONFIGS, named_weights, reference_logits, reference_model
-
-
-@pytest.fixture
-def compile_tiny():
-    pytest.skip("the compile pipeline does not offer compile_tiny yet")
 
 
 def assert_close(logits: np.ndarray, expected: np.ndarray) -> None:
@@ -25,13 +12,13 @@ def assert_close(logits: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)
-def test_prefill_chunks_and_decode(name, compile_tiny, tmp_path):
+def test_prefill_chunks_and_decode(name, tmp_path):
     config = TINY_CONFIGS[name]
     model = reference_model(config, seed=11)
     # Past the original context of the scaled RoPEs (64 and 128) and past two pages of 64; chunks end within pages.
     ids = np.random.default_rng(2).integers(0, config.vocab_size, 210).tolist()
     expected = reference_logits(model, ids)
-    engine = compile_tiny(config, named_weights(model), "q0f32", tmp_path)
+    engine = compile_model(config, named_weights(model), "q0f32", tmp_path)
     for start, stop in ((0, 1), (1, 70), (70, 71), (71, 200)):
         assert_close(engine.prefill(ids[start:stop]), expected[stop - 1])
     for i in range(200, 210):

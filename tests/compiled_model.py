@@ -1,0 +1,113 @@
+"""Compiles a small model with weights from memory and runs it through the runtime, as a user's library would run."""
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import passes.build_library
+from passes.build_library import LibraryFacts, build_library, library_metadata
+from passes.cpu_target import parse_target
+from relax_models.config import ModelConfig
+from relax_models.convert_weights import convert_weights
+from relax_models.registry import export_model
+from runtime.artifact import ChatConfig
+from runtime.library import ModelLibrary
+from runtime.params import load_params
+from runtime.sequence import CachedSequence
+from tir_kernels.weight_format import FORMATS, model_dtype, weight_format
+
+_compile_object = passes.build_library.build_kv_cache_object
+
+
+@functools.cache
+def _native_object(target_triple: str | None) -> Path:
+    return _compile_object(Path(tempfile.mkdtemp(), "kv_cache.o"), target_triple=target_triple)
+
+
+def _copy_native_object(output: Path, target_triple: str | None = None) -> Path:
+    return Path(shutil.copy(_native_object(target_triple), output))
+
+
+# The C++ object is the same in every library: compiling it once saves 4 seconds a model.
+passes.build_library.build_kv_cache_object = _copy_native_object
+
+
+class ArrayWeights:
+    """A weight source over arrays by their Hugging Face names."""
+
+    path = Path("arrays")
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
+
+    def names(self) -> list[str]:
+        return list(self.arrays)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.arrays[name].shape
+
+    def bits_per_weight(self, _name: str) -> float:
+        return 32.0
+
+    def load_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.arrays[name][start:stop], np.float32)
+
+    def load(self, name: str) -> np.ndarray:
+        return self.load_rows(name, 0, self.shape(name)[0])
+
+
+class CompiledModel:
+    """One sequence of a compiled model."""
+
+    def __init__(self, library: ModelLibrary, params) -> None:
+        self.library = library
+        self.params = params
+        self._sequence = CachedSequence(library, params, library.metadata.context_window_size)
+
+    def prefill(self, ids: list[int]) -> np.ndarray:
+        """Append ``ids``; float32 logits [vocab] after the last of them."""
+        return np.from_dlpack(self._sequence.prefill(ids)).reshape(-1).copy()
+
+    def decode(self, token_id: int) -> np.ndarray:
+        """Append one token through the decode function; float32 logits [vocab]."""
+        return np.from_dlpack(self._sequence.decode(token_id)).reshape(-1).copy()
+
+
+def build(config: ModelConfig, quantization: str, path: Path, target: str = "llvm", debug_dump: Path | None = None):
+    """Compile ``config`` to the library ``path``; returns its metadata."""
+    packing = weight_format(quantization)
+    mod, params = export_model(config, model_dtype(quantization))
+    facts = LibraryFacts(
+        config.model_type,
+        quantization,
+        config.vocab_size,
+        config.context_window_size,
+        config.prefill_chunk_size,
+        config.max_batch_size,
+    )
+    tvm_target = parse_target(target)
+    metadata = library_metadata(mod, [name for name, _ in params], facts, packing, tvm_target)
+    build_library(mod, metadata, packing, tvm_target, path, debug_dump)
+    return metadata
+
+
+def compile_model(
+    config: ModelConfig, weights: dict[str, np.ndarray], quantization: str, folder: Path, target: str = "llvm"
+) -> CompiledModel:
+    """Compile ``config``, convert ``weights`` (float32 by Hugging Face names) and load both from ``folder``."""
+    path = folder / "model.so"
+    metadata = build(config, quantization, path, target)
+    packing = weight_format(quantization)
+    shards = folder / "weights"
+    convert_weights(ArrayWeights(weights), metadata["params"], config, FORMATS, packing.name, shards, progress=False)
+    library = ModelLibrary(path)
+    chat_config = ChatConfig(
+        model_type=config.model_type,
+        quantization=quantization,
+        vocab_size=config.vocab_size,
+        context_window_size=config.context_window_size,
+    )
+    return CompiledModel(library, load_params(shards, chat_config, library.metadata, path))
