@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers rebuilt from a vocabulary, merges and the name of a pre-tokenizer.
 
-`tokenizer.ggml.pre` of a GGUF file names how the text is cut before the merges. The table below gives, for each name, the
-form in the models' published tokenizer.json; llama.cpp (src/llama-vocab.cpp) holds regular expressions that cut
+`tokenizer.ggml.pre` of a GGUF file names how the text is cut before the merges. The table below gives, for each name,
+the form in the models' published tokenizer.json; llama.cpp (src/llama-vocab.cpp) holds regular expressions that cut
 alike, apart from the normalization to NFC, which it leaves out.
 """
 

@@ -24,6 +24,7 @@ _NAMES = {"<|im_start|>": "chatml", "<|start_header_id|>": "llama-3", "[INST]": 
 # What ends a turn or a text in the families of relax_models, whichever of them a vocabulary has as special tokens.
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
 
+
 class _Underivable(Exception):
     """The chat template does not have the form of a conversation template."""
 
@@ -45,8 +46,9 @@ def conversation_template(
     add_bos_token : whether the tokenizer puts the BOS token before a text.
     eos_token_ids : ids that end the model's answer.
 
-    A template that cannot be expressed, or none, gives the fallback: the messages one after the other without any marks, as
-    MLC's template "LM", and a warning. This concerns MLC's engine only; this project's runtime renders the Jinja template.
+    A template that cannot be expressed, or none, gives the fallback: the messages one after the other without any
+    marks, as MLC's template "LM", and a warning. This concerns MLC's engine only; this project's runtime renders the
+    Jinja template.
     """
     bos = special_tokens.get("bos_token")
     stops = {*eos_token_ids, *(special_ids[token] for token in _END_TOKENS if token in special_ids)}
@@ -157,8 +159,10 @@ def _roles(user: str, assistant: str, generation: str) -> dict[str, Any]:
 
 
 def _system(render: _Renderer, user: str, before: str) -> dict[str, Any]:
-    """system_template, system_message and add_role_after_system_message. `before`: the text before the first user message
-    of a conversation without a system message."""
+    """system_template, system_message and add_role_after_system_message.
+
+    `before` is the text before the first user message of a conversation without a system message.
+    """
     try:
         start, between, *_ = _between(render([_message("system", _SYSTEM), *_TURNS[:1]]), _SYSTEM, _ASK)
     except (jinja2.TemplateError, _Underivable):

@@ -65,7 +65,9 @@ def fetch(name: str, output_dir: Path) -> Path:
             partial = Path(temporary) / model.file_name
             digest = _download(model, partial)
             if digest != model.sha256:
-                raise UserError(f"{model.file_name} arrived with SHA-256 {digest} instead of {model.sha256}; try again.")
+                raise UserError(
+                    f"{model.file_name} arrived with SHA-256 {digest} instead of {model.sha256}; try again."
+                )
             partial.rename(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None

@@ -17,11 +17,11 @@ def local_model(name: str) -> Path:
 
     UserError when the name is neither, or the download fails.
     """
-    if Path(name).exists():
+    if name and Path(name).exists():
         return Path(name)
     match = _HUB_ID.fullmatch(name)
     if not match or name.startswith((".", "/", "~")):
-        raise UserError(f"{name} is neither a file, a folder nor a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
+        raise UserError(f"{name!r} is neither a file, a folder nor a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:

@@ -22,8 +22,10 @@ def write_model_folder(
     output_dir: Path | str,
     progress: bool = True,
 ) -> None:
-    """Makes `output_dir` from a GGUF file or a Hugging Face folder: params_shard_*.bin, tensor-cache.json, tokenizer.json,
-    tokenizer_config.json and mlc-chat-config.json. An older model folder there is replaced.
+    """Makes `output_dir` from a GGUF file or a Hugging Face folder.
+
+    It gets params_shard_*.bin, tensor-cache.json, tokenizer.json, tokenizer_config.json and mlc-chat-config.json. An
+    older model folder there is replaced.
 
     Parameters are those of `convert_weights`. Raises UserError with nothing left behind; other exceptions
     (KeyboardInterrupt) leave nothing behind either.

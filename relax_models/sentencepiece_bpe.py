@@ -36,14 +36,17 @@ class SentencePieceVocabulary:
 
 
 def build_sentencepiece_bpe(vocabulary: SentencePieceVocabulary) -> Tokenizer:
-    """The tokenizer of a vocabulary. CONTROL and UNKNOWN pieces become special tokens, USER_DEFINED ones added tokens."""
+    """The tokenizer of a vocabulary.
+
+    CONTROL and UNKNOWN pieces become special tokens, USER_DEFINED ones added tokens that decoding keeps.
+    """
     ids = {piece: index for index, piece in enumerate(vocabulary.pieces)}
     unknown = next((p for p, kind in zip(vocabulary.pieces, vocabulary.types) if kind == UNKNOWN), None)
     model = models.BPE(ids, _merges(vocabulary, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     steps = []
     if vocabulary.remove_extra_spaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if vocabulary.add_prefix_space:
         steps.append(normalizers.Prepend(_SPACE))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])

@@ -41,8 +41,8 @@ class TokenizerFacts:
 def write_tokenizer(source: GGUFFile | Path, folder: Path) -> TokenizerFacts:
     """Writes the tokenizer of a GGUF file, or of a folder with tokenizer.json or tokenizer.model, into `folder`.
 
-    tokenizer.json is copied as it is; tokenizer_config.json too, unless its chat template lies in chat_template.jinja, which
-    is then put in. UserError when the source has no tokenizer that can be used.
+    tokenizer.json is copied as it is; tokenizer_config.json too, unless its chat template lies in chat_template.jinja,
+    which is then put in. UserError when the source has no tokenizer that can be used.
     """
     if isinstance(source, GGUFFile):
         _write(gguf_tokenizer(source), folder)
@@ -138,8 +138,8 @@ def _sentencepiece_tokenizer(source: Path) -> ModelTokenizer:
         tokenizer.add_tokens([AddedToken(**{**entry, "normalized": False})])
         if tokenizer.token_to_id(entry["content"]) != int(index):
             raise UserError(
-                f"{source / FILES[1]} gives the token {entry['content']!r} the id {index}, but tokenizer.model gives it "
-                f"{tokenizer.token_to_id(entry['content'])}; get both files again."
+                f"{source / FILES[1]} gives the token {entry['content']!r} the id {index}, but tokenizer.model gives "
+                f"it {tokenizer.token_to_id(entry['content'])}; get both files again."
             )
     bos = config.get("bos_token")
     bos = bos["content"] if isinstance(bos, dict) else bos
@@ -156,7 +156,7 @@ def _sentencepiece_tokenizer(source: Path) -> ModelTokenizer:
 
 
 def _mlc_info(description: dict[str, Any]) -> dict[str, Any]:
-    """MLC's "tokenizer_info", by the rules of Tokenizer::DetectTokenizerInfo (mlc-llm, cpp/tokenizers/tokenizers.cc)."""
+    """MLC's "tokenizer_info", by the rules of Tokenizer::DetectTokenizerInfo in mlc-llm's tokenizers.cc."""
     normalizers = _steps(description.get("normalizer"), "normalizers")
     decoders = _steps(description.get("decoder"), "decoders")
     methods = {"ByteLevel": "byte_level", "ByteFallback": "byte_fallback"}

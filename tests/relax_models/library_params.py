@@ -14,7 +14,9 @@ def library_params(source, config, quantization):
     names = ["model.embed_tokens.weight", "model.norm.weight"] + ["lm_head.weight"] * (not config.tie_word_embeddings)
     names += [f"model.layers.{i}.{name}" for i in range(config.num_hidden_layers) for name in _LAYER]
     available = set(source.names())
-    return [_entry(source, name, config, quantization) for name in names if available.issuperset(hf_sources(name, config))]
+    return [
+        _entry(source, name, config, quantization) for name in names if available.issuperset(hf_sources(name, config))
+    ]
 
 
 def _entry(source, name, config, quantization):

@@ -4,8 +4,8 @@ import unicodedata
 
 import regex
 
-# src/llama-vocab.cpp of llama.cpp: the expressions of a pre-tokenizer, applied one after the other; text between matches
-# is a piece of its own.
+# src/llama-vocab.cpp of llama.cpp: the expressions of a pre-tokenizer, applied one after the other; text between
+# matches is a piece of its own.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _QWEN2 = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

@@ -155,7 +155,9 @@ def test_weights_of_another_model(tmp_path):
     with pytest.raises(UserError, match="arrays has no tensor model.norm.weight"):
         convert(fewer, CONFIG, tmp_path / "out", params=params)
     more = ArraySource(source.tensors | {"model.layers.2.mlp.up_proj.weight": np.zeros((4, 4))})
-    with pytest.raises(UserError, match=r"has 1 tensors that the model does not use, such as model.layers.2.mlp.up_proj"):
+    with pytest.raises(
+        UserError, match=r"has 1 tensors that the model does not use, such as model.layers.2.mlp.up_proj"
+    ):
         convert(more, CONFIG, tmp_path / "out", params=params)
     recomputed = ArraySource(source.tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(32)})
     convert(recomputed, CONFIG, tmp_path / "out", params=params)
@@ -173,7 +175,9 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("failure, error", [(full_disk, UserError), (interrupted, KeyboardInterrupt), (None, UserError)])
+@pytest.mark.parametrize(
+    "failure, error", [(full_disk, UserError), (interrupted, KeyboardInterrupt), (None, UserError)]
+)
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, failure, error, is_new):
     source, output = random_source(CONFIG), tmp_path / "dist" / "model"

@@ -25,7 +25,7 @@ from runtime.errors import UserError
 TEXTS = {
     "empty": "",
     "prose": "It's the author's 2nd novel; they'll say \"we've READ it\", won't they? I'M sure… naïve façade — £5.",
-    "code": 'def f(x: int) -> str:\n\treturn f"{x!r:>10}"  # comment\n\n\nfor i in range(100_000):\n        x[i] += 1e-9\r\n',
+    "code": 'def f(x: int) -> str:\n\treturn f"{x!r:>10}"  #\n\n\nfor i in range(100_000):\n        x[i] += 1e-9\r\n',
     "spaces": "a b  c   d    e \t f\n\n\ng \n h\t\t\ti\u00a0j\u3000k   ",
     "only spaces": "      ",
     "leading": "\n\n   \n text\n",
@@ -46,7 +46,26 @@ TEXTS = {
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs", "Cn", "Co")), max_size=60)
 LIKELY_TEXT = st.lists(
     st.sampled_from(
-        ["the", "The", " ", "  ", "\n", "\t", "'s", "'LL", "7", "42", "é", "e\u0301", "日本", "!?", "->", "<|im_end|>", "_x", "\r\n"]
+        [
+            "the",
+            "The",
+            " ",
+            "  ",
+            "\n",
+            "\t",
+            "'s",
+            "'LL",
+            "7",
+            "42",
+            "é",
+            "e\u0301",
+            "日本",
+            "!?",
+            "->",
+            "<|im_end|>",
+            "_x",
+            "\r\n",
+        ]
     ),
     max_size=25,
 ).map("".join)
@@ -214,7 +233,10 @@ def test_saved_tokenizer_is_the_same(tmp_path, smollm2_gguf):
 def test_unusable_tokenizers(tmp_path):
     path = tmp_path / "m.gguf"
     wrong = [
-        ({"tokenizer__ggml__pre": "viking"}, "uses the pre-tokenizer 'viking', which is not known here; give the model's"),
+        (
+            {"tokenizer__ggml__pre": "viking"},
+            "uses the pre-tokenizer 'viking', which is not known here; give the model's",
+        ),
         ({"merges": ["a b"]}, "corrupt vocabulary: the merge 'a b' does not join two tokens into a third"),
         ({"merges": ["ab"]}, "corrupt vocabulary: the merge 'ab'"),
         ({"tokenizer__ggml__eos_token_id": 9999}, "its eos token is number 9999 of 266"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_gguf import quantized, write_gguf
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from relax_models.weight_source import GGUFSource, HFFolderSource, open_weight_source
 from runtime.errors import UserError
@@ -18,7 +18,12 @@ from runtime.errors import UserError
 def model(request):
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=50
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
     )
     return LlamaForCausalLM(config).to(request.param)
 
@@ -69,13 +74,19 @@ def test_hugging_face_folders_with_faults(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} lacks model-00001-of-00002.safetensors"):
         HFFolderSource(tmp_path)
     index.write_text(json.dumps({"weight_map": {"u": "model.safetensors"}}))
-    with pytest.raises(UserError, match="model.safetensors has no tensor u, which model.safetensors.index.json puts there"):
+    with pytest.raises(
+        UserError, match="model.safetensors has no tensor u, which model.safetensors.index.json puts there"
+    ):
         HFFolderSource(tmp_path)
 
 
 def llama_cpp_permute(weights, n_head):
     """LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py."""
-    return weights.reshape(n_head, 2, weights.shape[0] // n_head // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+    return (
+        weights.reshape(n_head, 2, weights.shape[0] // n_head // 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "pangu-embedded"])
@@ -94,7 +105,10 @@ def test_gguf_names_and_row_order(tmp_path, architecture):
     }
     names = {
         "model.embed_tokens.weight",
-        *("model.layers.0.self_attn." + name for name in ("q_proj.weight", "q_proj.bias", "k_proj.weight", "v_proj.weight")),
+        *(
+            "model.layers.0.self_attn." + name
+            for name in ("q_proj.weight", "q_proj.bias", "k_proj.weight", "v_proj.weight")
+        ),
     }
     keys = {f"{architecture}__attention__head_count": 4, f"{architecture}__attention__head_count_kv": 2}
     source = open_weight_source(write_gguf(tmp_path / "m.gguf", tensors, architecture, **keys))
@@ -137,9 +151,8 @@ def test_smollm2_is_what_transformers_reads(smollm2_gguf):
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
-        )
+        config = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+        model = LlamaForCausalLM(config)
     expected = load_gguf_checkpoint(str(smollm2_gguf), return_tensors=True, model_to_load=model)["tensors"]
     source = GGUFSource(smollm2_gguf)
     assert set(source.names()) == set(expected)
