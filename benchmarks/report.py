@@ -83,7 +83,8 @@ def circumstances(run: Run) -> str:
     dot = f"bf16 dot {peak.bf16_gflops:.0f} GFLOP/s, " if peak.bf16_gflops else ""
     return (
         f"`{run.command}`, {run.date}, commit {run.commit}. {machine}; {run.threads} threads, CPU priority: {run.priority}. "
-        f"Measured peak: {dot}fp32 FMA {peak.f32_gflops:.0f} GFLOP/s, memory read {peak.read_gbps:.0f} GB/s."
+        f"Measured peak: {dot}fp32 FMA {peak.f32_gflops:.0f} GFLOP/s, memory read {peak.read_gbps:.0f} GB/s "
+        f"(at a CPU share of {peak.own_share:.2f})."
     )
 
 

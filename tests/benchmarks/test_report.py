@@ -12,7 +12,7 @@ RUN = Run(
     machine={"processor": "X", "cores": 2},
     threads=2,
     priority="normal",
-    peak=Peak(None, 200.0, 40.0, 2),
+    peak=Peak(None, 200.0, 40.0, 1.0),
 )
 
 
