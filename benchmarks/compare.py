@@ -18,7 +18,7 @@ _WARM_UP_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. ``peer_python`` is the interpreter that has the peers; ``timeout`` limits one request, in seconds."""
+    """What to measure. ``peer_python`` is the interpreter with the peers; ``timeout`` limits one request, in s."""
 
     gguf: Path
     prompt: Sequence[int]
@@ -35,7 +35,8 @@ class Plan:
     def cells(self, variant: Variant) -> list[Cell]:
         prefill = [Cell(variant=variant.label, phase="prefill", tokens=n, count=n) for n in self.prompt_lengths]
         decode = [
-            Cell(variant=variant.label, phase="decode", tokens=n, count=self.decode_tokens) for n in self.decode_contexts
+            Cell(variant=variant.label, phase="decode", tokens=n, count=self.decode_tokens)
+            for n in self.decode_contexts
         ]
         return [cell for cell in (*prefill, *decode) if cell.phase in variant.phases]
 
@@ -45,8 +46,8 @@ def compare(
 ) -> list[Cell]:
     """All cells, filled. ``on_loaded(label, description)`` and ``on_sample(cell)`` report each step.
 
-    All workers stay loaded; each repeat asks them one after the other for the same cell, so that a slow minute of the machine
-    meets all of them. An engine that fails leaves its remaining cells with the reason in ``gap``.
+    All workers stay loaded; each repeat asks them one after the other for the same cell, so that a slow minute of the
+    machine meets all of them. An engine that fails leaves its remaining cells with the reason in ``gap``.
     """
     cells: list[Cell] = []
     with ExitStack() as stack:

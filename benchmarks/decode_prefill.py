@@ -1,4 +1,4 @@
-"""``python -m benchmarks.decode_prefill``: prefill and decode speed beside llama.cpp and OpenVINO, on the same prompt ids."""
+"""``python -m benchmarks.decode_prefill``: prefill and decode speed beside llama.cpp and OpenVINO, on the same ids."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,9 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of every engine.")] = usable_cores(),
     peer_python: Annotated[str, typer.Option(help="Interpreter that has the peers, if not this one.")] = sys.executable,
     timeout: Annotated[float, typer.Option(help="Seconds after which one sample is given up.")] = 900,
-    output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/decode_prefill_<model>.json.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Default: benchmarks/results/decode_prefill_<model>.json.")
+    ] = None,
 ) -> None:
     """Measure every engine in turns and write medians, spread and CPU shares as JSON."""
     with user_errors():
@@ -46,7 +48,9 @@ def main(
         lengths, contexts = _numbers(prompt_lengths, "--prompt-lengths"), _numbers(decode_contexts, "--decode-contexts")
         rows = variants(names, model_dir or [])
         if "ours" in names and not model_dir:
-            raise UserError("give --model-dir, the folder that compile.py made of the GGUF file, or leave ours out of --engines")
+            raise UserError(
+                "give --model-dir, the folder that compile.py made of the GGUF file, or leave ours out of --engines"
+            )
         prompt = prompt_ids(gguf, max(*lengths, *contexts))
         run_in_own_session()
         plan = Plan(

@@ -1,4 +1,4 @@
-"""One compiled kernel with its arguments, ready to be called again and again, and what a call costs in FLOPs and bytes."""
+"""One compiled kernel with its arguments, ready to be called again and again, and a call's cost in FLOPs and bytes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _RNG = np.random.default_rng(0)
 
 @dataclass(frozen=True)
 class KernelCase:
-    """``call()`` runs the kernel once. ``flops`` counts a multiply-add as 2; ``streamed_bytes`` is what it reads from memory."""
+    """``call()`` runs the kernel once. ``flops`` counts a multiply-add as 2; ``streamed_bytes`` come from memory."""
 
     kernel: str
     shape: str

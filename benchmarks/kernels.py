@@ -1,4 +1,4 @@
-"""``python -m benchmarks.kernels``: the kernels at real shapes, each as a share of the peak measured in the same run."""
+"""``python -m benchmarks.kernels``: the kernels at real shapes, each as a share of the peak of the same run."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -46,10 +46,10 @@ def use_threads(count: int) -> None:
 
 
 def run_in_own_session() -> None:
-    """Restart this program in a session of its own, unless it leads one already; the caller's process only waits for it.
+    """Restart this program in a session of its own, unless it leads one already; the first process only waits for it.
 
-    Linux divides the CPU between sessions first (``kernel.sched_autogroup_enabled``) and by niceness only within each, so the
-    priority of a benchmark is that of its session.
+    Linux divides the CPU between sessions first (``kernel.sched_autogroup_enabled``) and by niceness only within each,
+    so the priority of a benchmark is that of its session.
     """
     if os.getsid(0) == os.getpid():
         return

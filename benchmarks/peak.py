@@ -1,6 +1,6 @@
 """The machine's measured limits, from TVM-compiled kernels: bf16 dot and fp32 FMA throughput, and read bandwidth.
 
-Every kernel benchmark divides by these numbers, taken in the same run, because clock rates differ between machines and moments.
+Every kernel benchmark divides by these numbers, taken in the same run: clock rates differ between machines and moments.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _READ_BYTES = 512 << 20  # far above any last-level cache slice a core can use
 
 @dataclass(frozen=True)
 class Peak:
-    """``bf16_gflops`` is None without a bf16 dot instruction; ``read_gbps`` streams memory that no cache holds (1e9 B/s).
+    """``bf16_gflops`` is None without a bf16 dot instruction; ``read_gbps`` (1e9 B/s) is of memory that no cache holds.
     ``own_share`` is the lowest share of the CPU that one of the measurements had: below 0.9 the machine can do more."""
 
     bf16_gflops: float | None
@@ -35,8 +35,8 @@ class Peak:
 
 
 def measure_peak(target: Target, threads: int) -> Peak:
-    """Measures all three in about three seconds. ``target`` is that of the kernels under test; TVM must run on ``threads``
-    threads (machine.use_threads)."""
+    """Measures all three in about three seconds. ``target`` is that of the kernels under test; TVM must run on
+    ``threads`` threads (machine.use_threads)."""
     isa = vector_isa(target)
     dot = _flops(isa, target, threads, bf16=True) if isa.has_bf16_dot else None
     fma = _flops(isa, target, threads, bf16=False)
@@ -46,8 +46,8 @@ def measure_peak(target: Target, threads: int) -> Peak:
 
 
 def _flops(isa: VectorISA, target: Target, threads: int, bf16: bool) -> tuple[float, float]:
-    """GFLOP/s of independent multiply-adds that stay in registers (a multiply-add counts as 2, a bf16 dot of pairs as 4), and
-    the own CPU share."""
+    """GFLOP/s of independent multiply-adds that stay in registers (a multiply-add counts as 2, a bf16 dot of pairs
+    as 4), and the own CPU share."""
     lanes = isa.lanes
     chains = isa.num_vector_registers - 8
     words = tvm.runtime.tensor(np.full(2 * lanes, 0x3C003C00, "int32"))  # pairs of 2**-7 in bfloat16
@@ -57,7 +57,9 @@ def _flops(isa: VectorISA, target: Target, threads: int, bf16: bool) -> tuple[fl
     return threads * _ITERATIONS * chains * lanes * (4 if bf16 else 2) / best.seconds / 1e9, best.own_share
 
 
-def _multiply_adds(isa: VectorISA, threads: int, chains: int, bf16: bool, iterations: int = _ITERATIONS) -> tvm.IRModule:
+def _multiply_adds(
+    isa: VectorISA, threads: int, chains: int, bf16: bool, iterations: int = _ITERATIONS
+) -> tvm.IRModule:
     lanes = isa.lanes
 
     def multiply_add(accumulator, words):

@@ -24,7 +24,11 @@ def plot_prefill(result: DecodePrefill, path: Path) -> None:
     axes.set_yscale("log")
     ticks = sorted({cell.tokens for cell in result.cells if cell.phase == "prefill"})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set(xlabel="prompt length (tokens)", ylabel="prefill (tokens/s)", title=f"{result.model}, {result.run.threads} threads")
+    axes.set(
+        xlabel="prompt length (tokens)",
+        ylabel="prefill (tokens/s)",
+        title=f"{result.model}, {result.run.threads} threads",
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The text that every engine reads: the language reference that Python carries, about 100,000 tokens of English and code."""
+"""The text that every engine reads: the language reference that Python carries, about 100,000 tokens."""
 
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -13,5 +13,7 @@ def prompt_ids(gguf: Path, count: int) -> list[int]:
     text = "\n\n".join(topics[name] for name in sorted(topics))
     ids = gguf_tokenizer(GGUFFile(gguf)).tokenizer.encode(text).ids
     if len(ids) < count:
-        raise UserError(f"a prompt of {count} tokens is longer than the benchmark's text of {len(ids)}: ask for a shorter one")
+        raise UserError(
+            f"a prompt of {count} tokens is longer than the benchmark's text of {len(ids)}: ask for a shorter one"
+        )
     return ids[:count]

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: renders benchmarks/results/*.json into the tables and plots of docs/performance.md."""
+"""``python -m benchmarks.report``: renders benchmarks/results/*.json as the tables and plots of docs/performance.md."""
 
 import re
 from pathlib import Path
@@ -14,8 +14,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def speed_table(result: DecodePrefill) -> str:
-    """Markdown: a row per variant, a column per figure: median tok/s ± half the spread, and our best figure as a multiple of it;
-    then our best against each peer's best; the last column is the lowest CPU share that a sample had."""
+    """Markdown: a row per variant, a column per figure: median tok/s ± half the spread, and our best figure as a
+    multiple of it; then our best against each peer's best. The last column is the lowest CPU share that a sample had."""
     columns = list(dict.fromkeys((cell.phase, cell.tokens) for cell in result.cells))
     ours = {column: best_speed(result, "ours", column) for column in columns}
     rows = [["tok/s", *(f"{phase} {'' if phase == 'prefill' else '@ '}{n}" for phase, n in columns), "CPU share"]]
@@ -24,12 +24,14 @@ def speed_table(result: DecodePrefill) -> str:
         cells = [result.cell(label, *column) for column in columns]
         shares = [cell.own_share for cell in cells if cell and cell.samples]
         others = {} if _engine(label) == "ours" else ours
-        figures = (_figure(cell, others.get(column)) for cell, column in zip(cells, columns))
+        figures = (_figure(cell, others.get(column)) for cell, column in zip(cells, columns, strict=True))
         rows.append([label, *figures, f"{min(shares):.2f}" if shares else ""])
     for engine in dict.fromkeys(map(_engine, result.descriptions)):
         peer = {column: best_speed(result, engine, column) for column in columns}
         if engine != "ours" and any(ours[column] and peer[column] for column in columns):
-            rows.append([f"**ours / best of {engine}**", *(_ratio(ours[column], peer[column]) for column in columns), ""])
+            rows.append(
+                [f"**ours / best of {engine}**", *(_ratio(ours[column], peer[column]) for column in columns), ""]
+            )
     return _markdown(rows)
 
 
@@ -70,9 +72,7 @@ def kernel_table(result: Kernels) -> str:
     """Markdown: each kernel's share of the peak that was measured in the same run."""
     rows = [["kernel", "shape", "share", "of", "CPU share"], ["---", "---", "---:", "---", "---:"]]
     for figure in result.figures:
-        rows.append(
-            [figure.kernel, figure.shape, f"{figure.share:.0%}", figure.unit, f"{figure.sample.own_share:.2f}"]
-        )
+        rows.append([figure.kernel, figure.shape, f"{figure.share:.0%}", figure.unit, f"{figure.sample.own_share:.2f}"])
     return _markdown(rows)
 
 
@@ -82,7 +82,8 @@ def circumstances(run: Run) -> str:
     peak = run.peak
     dot = f"bf16 dot {peak.bf16_gflops:.0f} GFLOP/s, " if peak.bf16_gflops else ""
     return (
-        f"`{run.command}`, {run.date}, commit {run.commit}. {machine}; {run.threads} threads, CPU priority: {run.priority}. "
+        f"`{run.command}`, {run.date}, commit {run.commit}. {machine}; {run.threads} threads, "
+        f"CPU priority: {run.priority}. "
         f"Measured peak: {dot}fp32 FMA {peak.f32_gflops:.0f} GFLOP/s, memory read {peak.read_gbps:.0f} GB/s "
         f"(at a CPU share of {peak.own_share:.2f})."
     )
@@ -102,9 +103,7 @@ def speed_section(result: DecodePrefill, plot: str) -> str:
     notes = [f"- {label}: {description}" for label, description in result.descriptions.items()]
     notes += [f"- gap: {gap}" for gap in gaps(result)]
     image = f"![prefill speed of {result.model} against prompt length]({plot})"
-    return "\n\n".join(
-        [f"### {result.model}", speed_table(result), image, "\n".join(notes), circumstances(result.run)]
-    )
+    return "\n\n".join([f"### {result.model}", speed_table(result), image, "\n".join(notes), circumstances(result.run)])
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.requantize SOURCE DESTINATION TYPE``: a GGUF file with every matrix in one type, by llama.cpp itself."""
+"""``python -m benchmarks.requantize SOURCE DESTINATION TYPE``: a GGUF file in one quantization type, by llama.cpp."""
 
 import os
 import subprocess

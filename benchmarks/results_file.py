@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -29,7 +29,7 @@ class Run(BaseModel):
 
 def this_run(threads: int, priority: str, peak: Peak) -> Run:
     command = " ".join(["python", *sys.orig_argv[1:]])
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     return Run(
         command=command,
         date=date,
@@ -50,8 +50,8 @@ def _commit() -> str:
 
 
 class Cell(BaseModel):
-    """One figure of one variant. ``tokens`` is the length of the prompt; ``count`` the tokens a sample processed: the prompt's
-    in "prefill", the generated ones in "decode". ``gap`` says why there are no samples, or no more."""
+    """One figure of one variant. ``tokens`` is the length of the prompt; ``count`` the tokens a sample processed: the
+    prompt's in "prefill", the generated ones in "decode". ``gap`` says why there are no samples, or no more."""
 
     variant: str
     phase: str

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 class Sample:
     """One measured interval.
 
-    ``own_share`` is the CPU time of the process / (wall time * threads): 1 when no thread waited for the CPU or for another
-    thread. ``other_share`` is the CPU time of everybody else, the hypervisor included, / (wall time * cores): 0 on an idle
-    machine. The kernel counts the latter in steps of 10 ms.
+    ``own_share`` is the CPU time of the process / (wall time * threads): 1 when no thread waited for the CPU or for
+    another thread. ``other_share`` is the CPU time of everybody else, the hypervisor included, / (wall time * cores): 0
+    on an idle machine. The kernel counts the latter in steps of 10 ms.
     """
 
     seconds: float
@@ -31,7 +31,7 @@ class Stopwatch:
         self._machine, self._own, self._wall = _machine_cpu_seconds(), time.process_time(), time.perf_counter()
 
     def stop(self, seconds: float | None = None) -> Sample:
-        """The interval since the start; ``seconds`` replaces its wall time where the engine's own clock is the better one."""
+        """The interval since the start; ``seconds`` replaces its wall time where the engine has a better clock."""
         wall = time.perf_counter() - self._wall
         own = time.process_time() - self._own
         others = max(0.0, _machine_cpu_seconds() - self._machine - own)
@@ -52,10 +52,10 @@ def _machine_cpu_seconds() -> float:
 
 
 def best_of(work: Callable[[], object], threads: int, budget: float = 0.5, batches: int = 20) -> Sample:
-    """The fastest of up to ``batches`` batches of calls, which take about ``budget`` seconds together; seconds are per call.
+    """The fastest of up to ``batches`` batches of calls, about ``budget`` seconds in all; its seconds are per call.
 
-    The fastest and not the median: a kernel is compared with the machine's peak, and on a shared machine only undisturbed
-    batches show either.
+    The fastest and not the median: a kernel is compared with the machine's peak, and on a shared machine only
+    undisturbed batches show either.
     """
     work()
     start = time.perf_counter()

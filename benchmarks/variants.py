@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Variant:
-    """``quant_type`` None takes the GGUF file as shipped, else llama.cpp's quantizer rewrites every matrix to that type.
+    """``quant_type`` None takes the GGUF file as shipped, else llama.cpp's quantizer gives every matrix that type.
     ``phases`` are those in which the variant can be the engine's best."""
 
     engine: str
@@ -21,8 +21,9 @@ class Variant:
         return f"{self.engine} {self.name}"
 
 
-# llama.cpp repacks Q4_0 for the CPU's widest dot products, which makes it its fastest type. A quantized KV cache makes it slower.
-# OpenVINO multiplies 4- and 8-bit weights by activations that it quantizes to 8 bits as it goes; its GGUF reader rejects Q5_0.
+# llama.cpp repacks Q4_0 for the CPU's widest dot products: its fastest type. A quantized KV cache makes it slower.
+# OpenVINO multiplies 4- and 8-bit weights by activations that it quantizes to 8 bits as it goes. Its GGUF reader
+# rejects Q5_0, so Qwen2.5-Coder as shipped is a gap.
 PEERS = (
     Variant("llama.cpp", "as shipped"),
     Variant("llama.cpp", "Q4_0", "Q4_0"),
@@ -35,5 +36,7 @@ PEERS = (
 
 def variants(engines: list[str], model_dirs: list[Path]) -> list[Variant]:
     """The rows for these engines; one of ours for each model folder, named by its quantization."""
-    ours = [Variant("ours", folder.name.removesuffix("-MLC").rsplit("-", 1)[-1], model_dir=folder) for folder in model_dirs]
+    ours = [
+        Variant("ours", folder.name.removesuffix("-MLC").rsplit("-", 1)[-1], model_dir=folder) for folder in model_dirs
+    ]
     return [variant for variant in (*ours, *PEERS) if variant.engine in engines]

@@ -1,7 +1,7 @@
 """``python -m benchmarks.worker ENGINE SETTINGS``: one engine in one process, which answers requests of JSON lines.
 
-A process of its own keeps the libraries and thread pools of the engines apart and makes peak memory that of one engine. This
-file imports nothing but the engine, so that it runs under an interpreter that has nothing else.
+A process of its own keeps the libraries and thread pools of the engines apart and makes peak memory that of one engine.
+This file imports nothing but the engine, so that it runs under an interpreter that has nothing else.
 """
 
 import importlib
@@ -21,7 +21,7 @@ ENGINES = tuple(_CLASSES)
 
 
 def main(engine_name: str, settings: str) -> None:
-    # Libraries write what they like to stdout: from here on that is stderr, and the answers have the pipe for themselves.
+    # Libraries write what they like to stdout: from here on that is stderr, and the answers have the pipe alone.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     module, name = _CLASSES[engine_name]
@@ -41,7 +41,9 @@ def main(engine_name: str, settings: str) -> None:
                 case "decode":
                     answer = asdict(engine.decode(prompt[: request["tokens"]], request["count"]))
         except Exception as error:  # whatever a peer raises becomes a gap in the table
-            answer = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+            answer = {
+                "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            }
         answers.write(json.dumps(answer) + "\n")
 
 

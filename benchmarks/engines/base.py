@@ -9,8 +9,8 @@ from benchmarks.timing import Sample
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """``model`` is a GGUF file, or our model folder; ``context`` the entries the KV cache must hold; ``kv_dtype`` None means the
-    engine's default."""
+    """``model`` is a GGUF file, or our model folder; ``context`` the entries the KV cache must hold; ``kv_dtype`` None
+    means the engine's default."""
 
     model: str
     threads: int

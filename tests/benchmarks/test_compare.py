@@ -49,7 +49,9 @@ def run(monkeypatch, rows, failing=None) -> tuple[list, list, dict[str, str]]:
     log: list = []
     loaded: dict[str, str] = {}
     failing = failing or {}
-    monkeypatch.setattr(module, "_worker", lambda plan, variant: FakeWorker(variant.label, log, failing.get(variant.label, set())))
+    monkeypatch.setattr(
+        module, "_worker", lambda plan, variant: FakeWorker(variant.label, log, failing.get(variant.label, set()))
+    )
     cells = compare(PLAN, rows, loaded.__setitem__, lambda cell: None)
     return cells, log, loaded
 

@@ -26,7 +26,9 @@ def test_every_byte_is_read(threads):
 def test_every_multiply_add_is_done(bf16):
     start = np.arange(2 * 3 * ISA.lanes, dtype="float32").reshape(2, -1)
     out = tvm.runtime.tensor(start)
-    tvm.compile(peak._multiply_adds(ISA, 2, 3, bf16, iterations=1000), target=TARGET)["main"](tvm.runtime.tensor(WORDS), out)
+    tvm.compile(peak._multiply_adds(ISA, 2, 3, bf16, iterations=1000), target=TARGET)["main"](
+        tvm.runtime.tensor(WORDS), out
+    )
     factor = WORDS[:1].view("float32").astype("float64") if not bf16 else None
     if bf16:  # a pair of 2**-7 times a pair of 2**-7 adds 2**-13
         expected = start + 1000 * 2.0**-13

@@ -75,8 +75,16 @@ def test_a_section_names_command_versions_and_gaps():
 
 
 def test_kernel_table():
-    figure = KernelFigure(kernel="linear", shape="M 1", unit="read bandwidth", share=0.934, sample=Sample(1e-3, 0.98, 0.0, 0))
-    assert table(kernel_table(Kernels(run=RUN, figures=[figure])))[2] == ["linear", "M 1", "93%", "read bandwidth", "0.98"]
+    figure = KernelFigure(
+        kernel="linear", shape="M 1", unit="read bandwidth", share=0.934, sample=Sample(1e-3, 0.98, 0.0, 0)
+    )
+    assert table(kernel_table(Kernels(run=RUN, figures=[figure])))[2] == [
+        "linear",
+        "M 1",
+        "93%",
+        "read bandwidth",
+        "0.98",
+    ]
 
 
 def test_replace_section_is_repeatable_and_touches_nothing_else():
