@@ -1,9 +1,9 @@
 """Register-blocked matrix products: the row tile that the linear kernels share.
 
 These functions emit statements into the PrimFunc under construction (TVMScript's IR builder). Vector lanes are output
-features; a tile multiplies a few rows of activations with vectors of one or two weight panels over the whole of K, its sums in
-registers. Neither K nor the rows are blocked for caches: a panel (64 K bytes in bfloat16) stays in the L2 cache, and the rows
-stream past it at 2 bytes a cycle.
+features; a tile multiplies a few rows of activations with a weight panel over the whole of K, its sums in registers. A panel
+(64 K bytes in bfloat16) stays in the L2 cache while rows stream past it at 2 bytes a cycle, so that neither K nor the rows
+are blocked for it.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from .scratch import stack_buffer
 
 _MAX_TILE_ROWS = 8
 _MIN_CHAINS = 8  # independent sums that hide the latency of a multiply-add
+_BLOCK_WORDS = 32  # of K: 4 KiB of a panel, which is read in order if its parts take turns this often
 
 
 @dataclass(frozen=True)
@@ -58,61 +59,89 @@ class Activations:
         return total + value * factor
 
 
-def max_tile_rows(isa: VectorISA, num_panels: int) -> int:
+def max_tile_rows(isa: VectorISA) -> int:
     """Rows of the full tile: enough that loads are few beside multiplications, its sums in three quarters of the registers."""
     vectors = min(PANEL_ROWS // isa.lanes, 2 if isa.lanes >= 8 else 4)
-    return min(_MAX_TILE_ROWS, _max_sums(isa) // (vectors * num_panels))
-
-
-def tile_vectors(isa: VectorISA, rows: int, num_panels: int) -> int:
-    """Vectors of each panel in a tile of ``rows`` rows: the whole panel if the sums fit in registers."""
-    vectors = PANEL_ROWS // isa.lanes
-    while rows * vectors * num_panels > _max_sums(isa):
-        vectors //= 2
-    return vectors
+    return min(_MAX_TILE_ROWS, _max_sums(isa) // vectors)
 
 
 def _max_sums(isa: VectorISA) -> int:
     return isa.num_vector_registers * 3 // 4
 
 
-def word_tile(
-    activations: Activations, first_row, rows: int, readers: list[Callable], num_vectors: int, num_words: int
-) -> list[list[list]]:
-    """Statements that sum over K; result[panel][row][vector] is a float32 vector expression.
+def word_tile(activations: Activations, first_row, rows: int, read: Callable, num_words: int) -> list[list]:
+    """Statements that sum over K with a panel; result[row][vector] is a float32 vector expression.
 
-    ``readers[panel](word, vector)`` is the vector of weight words that meets word ``word`` of a row of ``num_words``.
+    ``read(word, first)`` is the vector of weight words for outputs first .. of the panel that meets word ``word`` of a row of
+    ``num_words``. If the sums do not fit in registers, parts of the panel take turns in short blocks of K, so that memory is
+    read in order.
     """
     isa = activations.isa
-    width = len(readers) * num_vectors
-    chains = next(c for c in (4, 2, 1) if c == 1 or (rows * width * c <= _MIN_CHAINS and num_words % c == 0))
-    sums = [[stack_buffer(width * isa.lanes) for _ in range(chains)] for _ in range(rows)]
-    places = [isa.ramp(v * isa.lanes) for v in range(width)]
+    num_vectors = PANEL_ROWS // isa.lanes
+    while rows * num_vectors > _max_sums(isa):
+        num_vectors //= 2
+    part_width = num_vectors * isa.lanes
+    x_rows = activations.rows(first_row, rows)
+    if part_width == PANEL_ROWS:
+        return _sum_words(activations, x_rows, read, num_vectors, 0, 0, num_words)
+    totals = zero_totals(isa, rows)
+    with T.serial(-(-num_words // _BLOCK_WORDS)) as block:
+        word = T.Bind(block * _BLOCK_WORDS)
+        with T.serial(PANEL_ROWS // part_width) as part:
+            count = T.min(_BLOCK_WORDS, num_words - word)
+            sums = _sum_words(activations, x_rows, read, num_vectors, part * part_width, word, count)
+            for total, row_sums in zip(totals, sums):
+                for v, value in enumerate(row_sums):
+                    at = isa.ramp(part * part_width + v * isa.lanes)
+                    T.buffer_store(total, total[at] + value, [at])
+    return panel_vectors(isa, totals)
+
+
+def zero_totals(isa: VectorISA, rows: int) -> list[T.Buffer]:
+    """Buffers for the sums of a tile with a whole panel, one a row, set to zero."""
+    totals = [stack_buffer(PANEL_ROWS) for _ in range(rows)]
+    for total in totals:
+        for first in range(0, PANEL_ROWS, isa.lanes):
+            T.buffer_store(total, isa.zero(), [isa.ramp(first)])
+    return totals
+
+
+def panel_vectors(isa: VectorISA, rows: list[T.Buffer], start: int = 0) -> list[list]:
+    """The vectors of 32 elements from ``start`` on of a buffer a row: result[row][vector]."""
+    return [[row[isa.ramp(start + first)] for first in range(0, PANEL_ROWS, isa.lanes)] for row in rows]
+
+
+def _sum_words(
+    activations: Activations, x_rows: list, read: Callable, num_vectors: int, first, first_word, num_words
+) -> list[list]:
+    """Statements that sum over words first_word .. in registers; result[row][vector] for the outputs from ``first`` on."""
+    isa = activations.isa
+    rows = len(x_rows)
+    chains = 1
+    while isinstance(num_words, int) and num_words % (2 * chains) == 0 and rows * num_vectors * 2 * chains <= _MIN_CHAINS:
+        chains *= 2
+    sums = [[stack_buffer(num_vectors * isa.lanes) for _ in range(chains)] for _ in range(rows)]
+    places = [isa.ramp(v * isa.lanes) for v in range(num_vectors)]
     for total in (total for row_sums in sums for total in row_sums):
         for at in places:
             T.buffer_store(total, isa.zero(), [at])
-    x_rows = activations.rows(first_row, rows)
     with T.serial(num_words // chains) as step:
         for c in range(chains):
-            word = step * chains + c
-            factors = [activations.factors(read(word, v)) for read in readers for v in range(num_vectors)]
+            word = T.Bind(first_word + step * chains + c)
+            factors = [activations.factors(read(word, first + v * isa.lanes)) for v in range(num_vectors)]
             for f in range(len(factors[0])):
-                for r, v in _longer_loop_outside(rows, width):
-                    total = sums[r][c]
+                for r, v in _longer_loop_outside(rows, num_vectors):
                     x_word = word * len(factors[0]) + f
-                    value = activations.multiply_add(total[places[v]], x_rows[r], x_word, factors[v][f])
-                    T.buffer_store(total, value, [places[v]])
-    return [
-        [[sum_of([total[places[p * num_vectors + v]] for total in row_sums]) for v in range(num_vectors)] for row_sums in sums]
-        for p in range(len(readers))
-    ]
+                    value = activations.multiply_add(sums[r][c][places[v]], x_rows[r], x_word, factors[v][f])
+                    T.buffer_store(sums[r][c], value, [places[v]])
+    return [[sum_of([total[at] for total in row_sums]) for at in places] for row_sums in sums]
 
 
-def _longer_loop_outside(rows: int, width: int) -> list[tuple[int, int]]:
+def _longer_loop_outside(rows: int, num_vectors: int) -> list[tuple[int, int]]:
     """The order of a tile's multiplications: LLVM keeps it, and the operands of the inner loop take registers."""
-    if rows >= width:
-        return [(r, v) for r in range(rows) for v in range(width)]
-    return [(r, v) for v in range(width) for r in range(rows)]
+    if rows >= num_vectors:
+        return [(r, v) for r in range(rows) for v in range(num_vectors)]
+    return [(r, v) for v in range(num_vectors) for r in range(rows)]
 
 
 def sum_of(parts: list):

@@ -9,10 +9,10 @@ from tvm.script import tirx as T
 
 from tir_kernels.weight_format import GROUP, PANEL_ROWS
 
-from .gemm import Activations, for_each_tile, max_tile_rows, tile_vectors, word_tile
+from .gemm import Activations, for_each_tile, max_tile_rows, panel_vectors, word_tile
 from .isa import VectorISA
 from .q4 import Q4Weight, q4_tile, store_corrections
-from .scratch import opaque, workspace
+from .scratch import opaque, stack_buffer, workspace
 
 _TILES_PER_BLOCK = 4  # row tiles of a task: small enough to balance over threads
 # Widening fewer rows than this to float32 does not pay for a parallel region.
@@ -29,8 +29,8 @@ class Product:
     m, k : rows, a number or an expression; features.
     num_tasks, num_panels : a task multiplies ``num_panels`` panels: task, task + num_tasks, ...
     x, weight : the parameters.
-    finish : ``finish(row, task, vector, sums)`` emits what is done with vector number ``vector`` of a row of each panel
-        of a task; sums holds one float32 vector expression a panel.
+    finish : ``finish(row, task, first, sums)`` emits what is done with the vector of outputs first .. of each panel of a
+        task; sums holds one float32 vector expression a panel.
     """
 
     isa: VectorISA
@@ -60,7 +60,7 @@ class Product:
     @property
     def _max_direct_rows(self) -> int:
         """Up to this many rows, unpacking 4-bit weights in each tile costs less than writing them to memory once."""
-        return max_tile_rows(self.isa, 1) * (4 if self.isa.has_bf16_dot else 2)
+        return max_tile_rows(self.isa) * (4 if self.isa.has_bf16_dot else 2)
 
     @property
     def _num_words(self) -> int:
@@ -111,68 +111,69 @@ class Product:
                 block_rows if whole else opaque(T.min(block_rows, self.m - first_row)),
             )
 
-    def _panels(self, task) -> list:
-        return [task + p * self.num_tasks for p in range(self.num_panels)]
-
     def _emit_words(self, activations: Activations) -> None:
         """Weights that the CPU multiplies as they lie in memory."""
         word_dtype = "int32" if self.dtype == "bfloat16" else "float32"
         words = T.decl_buffer((self.weight.shape[0], self._num_words, PANEL_ROWS), word_dtype, data=self.weight.data)
-        max_rows = max_tile_rows(self.isa, self.num_panels)
-        with self._parallel_blocks(max_rows * _TILES_PER_BLOCK) as (task, first_row, rows):
-            self._emit_word_tiles(activations, words, self._panels(task), task, first_row, rows)
+        with self._parallel_blocks(max_tile_rows(self.isa) * _TILES_PER_BLOCK) as (task, first_row, rows):
+            self._emit_tiles(task, first_row, rows, self._word_tile(activations, words, task, self.num_tasks))
 
     def _emit_unpacked_q4(self, activations: Activations) -> None:
         """Each thread unpacks the panels of a task before its first row block of them."""
         weight = Q4Weight(self.isa, self.weight)
-        max_rows = max_tile_rows(self.isa, self.num_panels)
         with T.attr(0, "pragma_parallel_launch_point", 1):  # what follows runs once a thread
             with workspace((self.num_panels, self._num_words, PANEL_ROWS), "int32") as words:
                 with workspace((1,), "int64") as unpacked_task:
                     T.buffer_store(unpacked_task, T.int64(-1), [0])
-                    with self._parallel_blocks(max_rows * _TILES_PER_BLOCK) as (task, first_row, rows):
+                    with self._parallel_blocks(max_tile_rows(self.isa) * _TILES_PER_BLOCK) as (task, first_row, rows):
                         with T.If(unpacked_task[0] != task):
                             with T.Then():
-                                for slot, panel in enumerate(self._panels(task)):
-                                    weight.unpack_panel(panel, words, slot)
+                                with T.serial(self.num_panels) as p:
+                                    weight.unpack_panel(task + p * self.num_tasks, words, p)
                                 T.buffer_store(unpacked_task, task, [0])
-                        slots = list(range(self.num_panels))
-                        self._emit_word_tiles(activations, words, slots, task, first_row, rows)
-
-    def _emit_word_tiles(self, activations: Activations, words: T.Buffer, panels: list, task, first_row, rows) -> None:
-        def tile(tile_row, tile_rows: int) -> None:
-            num_vectors = tile_vectors(self.isa, tile_rows, self.num_panels)
-            with T.serial(PANEL_ROWS // (num_vectors * self.isa.lanes)) as part:
-
-                def reader(panel) -> Callable:
-                    return lambda word, v: words[panel, word, self.isa.ramp((part * num_vectors + v) * self.isa.lanes)]
-
-                readers = [reader(panel) for panel in panels]
-                sums = word_tile(activations, tile_row, tile_rows, readers, num_vectors, self._num_words)
-                self._finish_tile(tile_row, task, part * num_vectors, sums)
-
-        for_each_tile(first_row, rows, max_tile_rows(self.isa, self.num_panels), tile)
+                        self._emit_tiles(task, first_row, rows, self._word_tile(activations, words, 0, 1))
 
     def _emit_q4(self, activations: Activations) -> None:
         """4-bit weights unpacked in registers, once for each tile of rows."""
         weight = Q4Weight(self.isa, self.weight)
-        max_rows = max_tile_rows(self.isa, 1)
         with workspace((self.m, self.k // GROUP), "float32") as corrections:
             store_corrections(self.isa, self.x, corrections, self.m, self.k // GROUP)
 
-            with self._parallel_blocks(max_rows) as (task, first_row, rows):
+            with self._parallel_blocks(max_tile_rows(self.isa)) as (task, first_row, rows):
 
-                def tile(tile_row, tile_rows: int) -> None:
-                    sums = [
-                        q4_tile(activations, corrections, weight, panel, tile_row, tile_rows)
-                        for panel in self._panels(task)
-                    ]
-                    self._finish_tile(tile_row, task, 0, sums)
+                def tile(p, tile_row, tile_rows: int) -> list[list]:
+                    panel = task + p * self.num_tasks
+                    return q4_tile(activations, corrections, weight, panel, tile_row, tile_rows)
 
-                for_each_tile(first_row, rows, max_rows, tile)
+                self._emit_tiles(task, first_row, rows, tile)
 
-    def _finish_tile(self, first_row, task, first_vector, sums: list[list[list]]) -> None:
-        """sums[panel][row][vector]"""
-        for r in range(len(sums[0])):
-            for v in range(len(sums[0][0])):
-                self.finish(first_row + r, task, first_vector + v, [panel_sums[r][v] for panel_sums in sums])
+    def _word_tile(self, activations: Activations, words: T.Buffer, first_panel, panel_step: int) -> Callable:
+        """``tile(p, first row, rows)`` for panel number p of a task, which is panel first_panel + p * panel_step of ``words``."""
+
+        def tile(p, tile_row, tile_rows: int) -> list[list]:
+            def read(word, first):
+                return words[first_panel + p * panel_step, word, self.isa.ramp(first)]
+
+            return word_tile(activations, tile_row, tile_rows, read, self._num_words)
+
+        return tile
+
+    def _emit_tiles(self, task, first_row, rows, panel_tile: Callable) -> None:
+        """Multiply a block of rows with the panels of a task and finish it."""
+        isa = self.isa
+
+        def tile(tile_row, tile_rows: int) -> None:
+            if self.num_panels == 1:
+                panel_sums = [panel_tile(0, tile_row, tile_rows)]
+            else:
+                saved = [stack_buffer(self.num_panels * PANEL_ROWS) for _ in range(tile_rows)]
+                with T.serial(self.num_panels) as p:
+                    for buffer, row_sums in zip(saved, panel_tile(p, tile_row, tile_rows)):
+                        for v, value in enumerate(row_sums):
+                            T.buffer_store(buffer, value, [isa.ramp(p * PANEL_ROWS + v * isa.lanes)])
+                panel_sums = [panel_vectors(isa, saved, p * PANEL_ROWS) for p in range(self.num_panels)]
+            for r in range(tile_rows):
+                for v in range(PANEL_ROWS // isa.lanes):
+                    self.finish(tile_row + r, task, v * isa.lanes, [sums[r][v] for sums in panel_sums])
+
+        for_each_tile(first_row, rows, max_tile_rows(isa), tile)

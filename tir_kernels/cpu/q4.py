@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 
 from tir_kernels.weight_format import GROUP, PANEL_ROWS
 
-from .gemm import Activations, sum_of
+from .gemm import Activations, panel_vectors, sum_of, zero_totals
 from .isa import VectorISA
 from .scratch import stack_buffer
 
@@ -31,13 +31,19 @@ class Q4Weight:
         """float32 vector: the scales of rows first_row .. of ``panel``."""
         return T.Bind(self.isa.from_f16(self.halves[panel, group, self.isa.ramp(_FIRST_SCALE + first_row)]))
 
+    def scale(self, panel, group, row):
+        """float32: the scale of one row of ``panel``."""
+        bits = T.cast(self.halves[panel, group, _FIRST_SCALE + row], "int32")
+        magnitude = T.reinterpret("float32", T.shift_left(T.bitwise_and(bits, 0x7FFF), 13)) * T.float32(2.0**112)
+        return T.if_then_else(bits < 0x8000, magnitude, -magnitude)
+
     def offset_pairs(self, panel, group, t, first_row) -> list:
         """int32 vectors of bfloat16 pairs 128 + q: words 4 * t .. 4 * t + 3 of a group, rows first_row .. of ``panel``."""
         words = T.Bind(self.packed[panel, group, self.isa.ramp(t * PANEL_ROWS + first_row)])
         nibbles, exponent = self.isa.splat(T.int32(0x000F000F)), self.isa.splat(T.int32(0x43004300))
         return [T.Bind((T.shift_right(words, self.isa.splat(T.int32(4 * j))) & nibbles) | exponent) for j in range(4)]
 
-    def unpack_panel(self, panel, words: T.Buffer, slot: int) -> None:
+    def unpack_panel(self, panel, words: T.Buffer, slot) -> None:
         """Statements: words [slots, K // 2, 32] of ``slot`` = the weights of ``panel`` as pairs of rounded bfloat16."""
         isa = self.isa
         with T.serial(self.num_groups) as group:
@@ -70,11 +76,8 @@ def q4_tile(
     columns = 2
     chains = 2 if rows <= 2 else 1
     places = [isa.ramp(i * isa.lanes) for i in range(columns)]
-    totals = [stack_buffer(PANEL_ROWS) for _ in range(rows)]
+    totals = zero_totals(isa, rows)
     parts = [[stack_buffer(columns * isa.lanes) for _ in range(chains)] for _ in range(rows)]
-    for total in totals:
-        for first in range(0, PANEL_ROWS, isa.lanes):
-            T.buffer_store(total, isa.zero(), [isa.ramp(first)])
     x_rows = activations.rows(first_row, rows)
     with T.serial(weight.num_groups) as group:
         with T.serial(PANEL_ROWS // (columns * isa.lanes)) as block:
@@ -100,4 +103,4 @@ def q4_tile(
                 for r in range(rows):
                     total = totals[r][isa.ramp(first)] + sum_of([part[at] for part in parts[r]]) * scale
                     T.buffer_store(totals[r], total, [isa.ramp(first)])
-    return [[total[isa.ramp(first)] for first in range(0, PANEL_ROWS, isa.lanes)] for total in totals]
+    return panel_vectors(isa, totals)
