@@ -31,7 +31,7 @@ def build_kv_cache_object(output: Path, compiler: str | None = None, target_trip
 
 def link_options() -> list[str]:
     """Options of the link step of a model library for this machine (``export_library(..., options=link_options())``)."""
-    return [*_library_options(), f"-L{Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi"]
+    return _link_options(Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent)
 
 
 def cross_compiler(target_triple: str | None = None, compiler: str | None = None) -> Callable[..., None]:
@@ -50,18 +50,27 @@ def cross_compiler(target_triple: str | None = None, compiler: str | None = None
         with tempfile.TemporaryDirectory() as stub_dir:
             # The target's libtvm_ffi is not on this machine; an empty library of the same name records that the
             # model library needs it, which is all the link step takes from it.
-            stub = str(Path(stub_dir) / "libtvm_ffi.so")
-            _run([*command, "-shared", "-nostdlib", "-Wl,-soname,libtvm_ffi.so", "-x", "c", "/dev/null", "-o", stub])
-            _run([*command, *arguments, *_library_options(), "-Wl,--no-as-needed", stub])
+            stub = ["-shared", "-nostdlib", "-Wl,-soname,libtvm_ffi.so", "-x", "c", "/dev/null"]
+            _run([*command, *stub, "-o", str(Path(stub_dir) / "libtvm_ffi.so")])
+            _run([*command, *arguments, *_link_options(Path(stub_dir))])
 
     link.object_format = "o"
     link.output_format = "so"
     return link
 
 
-def _library_options() -> list[str]:
-    # nodelete: the last reference to a cache may be dropped after the library is closed, and its destructor is in it.
-    return [f"-Wl,--version-script={SOURCE_DIR / 'exports.map'}", "-Wl,-z,nodelete"]
+def _link_options(tvm_ffi_dir: Path) -> list[str]:
+    return [
+        f"-Wl,--version-script={SOURCE_DIR / 'exports.map'}",
+        # The last reference to a cache may be dropped after the library is closed, and its destructor is in there.
+        "-Wl,-z,nodelete",
+        # Needed by name and found among the libraries of the process. TVM puts options before the objects, where a
+        # linker that defaults to --as-needed drops it.
+        "-Wl,--push-state,--no-as-needed",
+        f"-L{tvm_ffi_dir}",
+        "-ltvm_ffi",
+        "-Wl,--pop-state",
+    ]
 
 
 def _run(command: list[str]) -> None:

@@ -168,20 +168,17 @@ class KVCache {
     return tensors;
   }
 
-  // Entries [begin, end) of a sequence from or to compact tensors [num_layers, end - begin, G, head_dim] of the
-  // cache's dtype.
-  void CopyEntries(PageStore::Direction direction, int64_t id, int64_t begin, int64_t end, const Tensor& k,
-                   const Tensor& v) {
-    if (direction == PageStore::Direction::kWrite) RequireNoOpenStep("DebugSetKV");
-    Sequence& sequence = sequences_.Find(id);
+  // Copies entries [begin, end) of a sequence to compact tensors [num_layers, end - begin, G, head_dim] of the cache's
+  // dtype.
+  void DebugGetKV(int64_t id, int64_t begin, int64_t end, const Tensor& k, const Tensor& v) const {
+    const Sequence& sequence = sequences_.Find(id);
     if (begin < 0 || begin >= end || end > sequence.length) {
       TVM_FFI_THROW(ValueError) << "Entries " << begin << " to " << end << " are not in sequence " << id << ", which "
                                 << "has " << sequence.length << ".";
     }
     CheckEntries(k, end - begin);
     CheckEntries(v, end - begin);
-    if (direction == PageStore::Direction::kWrite) MakeWritable(sequence, begin, end);
-    store_.CopyEntries(direction, sequence.pages, begin, end, k.data_ptr(), v.data_ptr());
+    store_.ReadEntries(sequence.pages, begin, end, k.data_ptr(), v.data_ptr());
   }
 
  private:
@@ -209,17 +206,14 @@ class KVCache {
     return sequence.length % config_.page != 0 && pages_.shared(sequence.pages.back());
   }
 
-  void MakeOwn(int32_t* page) {
-    if (!pages_.shared(*page)) return;
-    int32_t copy = pages_.Acquire();
-    store_.CopyPage(*page, copy);
-    pages_.Release(*page);
-    *page = copy;
-  }
-
   // The caller has checked that there are pages enough.
   void Append(Sequence& sequence, int64_t tokens, bool as_tree) {
-    if (NeedsCopy(sequence)) MakeOwn(&sequence.pages.back());
+    if (NeedsCopy(sequence)) {
+      int32_t copy = pages_.Acquire();
+      store_.CopyPage(sequence.pages.back(), copy);
+      pages_.Release(sequence.pages.back());
+      sequence.pages.back() = copy;
+    }
     sequence.length += tokens;
     while (static_cast<int64_t>(sequence.pages.size()) < CeilDiv(sequence.length, config_.page)) {
       sequence.pages.push_back(pages_.Acquire());
@@ -234,17 +228,6 @@ class KVCache {
       pages_.Release(sequence.pages.back());
       sequence.pages.pop_back();
     }
-  }
-
-  void MakeWritable(Sequence& sequence, int64_t begin, int64_t end) {
-    int64_t first = begin / config_.page, last = CeilDiv(end, config_.page), copies = 0;
-    for (int64_t i = first; i < last; ++i) copies += pages_.shared(sequence.pages[i]);
-    if (copies > pages_.num_free()) {
-      TVM_FFI_THROW(RuntimeError) << "The KV cache is full: " << pages_.num_used() << " of " << pages_.num_pages()
-                                  << " pages of " << config_.page << " entries are in use and writing needs "
-                                  << copies << " more.";
-    }
-    for (int64_t i = first; i < last; ++i) MakeOwn(&sequence.pages[i]);
   }
 
   CacheConfig config_;

@@ -70,11 +70,7 @@ class KVCacheObj final : public Base {
   }
   Tensor GetQueryPositions() final { return cache_.GetQueryPositions(); }
   void DebugGetKV(int64_t id, int64_t begin, int64_t end, Tensor k, Tensor v) final {
-    cache_.CopyEntries(PageStore::Direction::kRead, id, begin, end, k, v);
-  }
-  void DebugSetKV(int64_t id, int64_t begin, Tensor k, Tensor v) final {
-    int64_t length = k.ndim() == 4 ? k.shape()[1] : 0;
-    cache_.CopyEntries(PageStore::Direction::kWrite, id, begin, begin + length, k, v);
+    cache_.DebugGetKV(id, begin, end, k, v);
   }
 
  private:

@@ -43,39 +43,30 @@ class PageStore {
     }
   }
 
-  // Copies entries [begin, end) of the sequence that owns `pages` between the pools and compact host tensors
+  // Copies entries [begin, end) of the sequence that owns `pages` to compact host tensors
   // k, v [num_layers, end - begin, num_key_value_heads, head_dim].
-  enum class Direction { kRead, kWrite };
-  void CopyEntries(Direction direction, const std::vector<int32_t>& pages, int64_t begin, int64_t end, void* k,
-                   void* v) {
+  void ReadEntries(const std::vector<int32_t>& pages, int64_t begin, int64_t end, void* k, void* v) const {
     if (config_.bytes_per_element() == 2) {
-      CopyEntriesAs<uint16_t>(direction, pages, begin, end, static_cast<uint16_t*>(k), static_cast<uint16_t*>(v));
+      ReadEntriesAs(pages, begin, end, static_cast<uint16_t*>(k), static_cast<uint16_t*>(v));
     } else {
-      CopyEntriesAs<uint32_t>(direction, pages, begin, end, static_cast<uint32_t*>(k), static_cast<uint32_t*>(v));
+      ReadEntriesAs(pages, begin, end, static_cast<uint32_t*>(k), static_cast<uint32_t*>(v));
     }
   }
 
  private:
   template <typename T>
-  void CopyEntriesAs(Direction direction, const std::vector<int32_t>& pages, int64_t begin, int64_t end, T* k, T* v) {
+  void ReadEntriesAs(const std::vector<int32_t>& pages, int64_t begin, int64_t end, T* k, T* v) const {
     int64_t P = config_.pair(), d = config_.head_dim, page = config_.page, heads = config_.num_key_value_heads;
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-      T* k_pool = static_cast<T*>(k_[layer].data_ptr());
-      T* v_pool = static_cast<T*>(v_[layer].data_ptr());
+      const T* k_pool = static_cast<const T*>(k_[layer].data_ptr());
+      const T* v_pool = static_cast<const T*>(v_[layer].data_ptr());
       for (int64_t entry = begin; entry < end; ++entry) {
         int64_t t = entry % page;
         for (int64_t head = 0; head < heads; ++head) {
           int64_t base = (pages[entry / page] * heads + head) * config_.head_page_elements();
-          for (int64_t c = 0; c < d; ++c, ++k, ++v) {
-            T& k_element = k_pool[base + (c / P) * page * P + t * P + c % P];
-            T& v_element = v_pool[base + (t / P) * d * P + c * P + t % P];
-            if (direction == Direction::kRead) {
-              *k = k_element;
-              *v = v_element;
-            } else {
-              k_element = *k;
-              v_element = *v;
-            }
+          for (int64_t c = 0; c < d; ++c) {
+            *k++ = k_pool[base + (c / P) * page * P + t * P + c % P];
+            *v++ = v_pool[base + (t / P) * d * P + c * P + t % P];
           }
         }
       }

@@ -32,9 +32,7 @@ inline void BalanceHalves(std::vector<QueryTile>& tiles, std::vector<QueryTile>&
   size_t first = begin, second = begin + (end - begin + 1) / 2;
   size_t middle = second;
   for (size_t i = begin; i < end; ++i) {
-    bool to_first = (i - begin) % 4 == 0 || (i - begin) % 4 == 3;
-    if (first == middle) to_first = false;
-    if (second == end) to_first = true;
+    bool to_first = (i - begin) % 4 == 0 || (i - begin) % 4 == 3 || second == end;
     scratch[to_first ? first++ : second++] = tiles[i];
   }
   std::copy(scratch.begin() + begin, scratch.begin() + end, tiles.begin() + begin);

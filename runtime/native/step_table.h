@@ -12,7 +12,7 @@ class StepTable {
   // Makes room for `size` numbers; throws without changing the table. Invalidates data() when it grows.
   void Reserve(int64_t size) {
     if (size <= capacity_) return;
-    int64_t capacity = std::max(size, 2 * capacity_);
+    int64_t capacity = std::max({size, 2 * capacity_, int64_t{1024}});  // one memory page at least
     memory_ = std::make_shared<ReservedMemory>(capacity * sizeof(int32_t));
     capacity_ = capacity;
   }

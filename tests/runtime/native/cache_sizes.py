@@ -1,0 +1,3 @@
+"""Sizes of the model that the test libraries are built for."""
+
+LAYERS, HEADS, KV_HEADS, HEAD_DIM, PAGE = 2, 4, 2, 8, 64

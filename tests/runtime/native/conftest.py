@@ -1,0 +1,23 @@
+"""Two model libraries, built once: the same kernels and cache in float32 and in bfloat16."""
+
+import pytest
+from cache_library import build_cache_library
+from native_cache import load_library
+
+from runtime.native.build import build_kv_cache_object
+
+
+@pytest.fixture(scope="session")
+def cache_object(tmp_path_factory):
+    return build_kv_cache_object(tmp_path_factory.mktemp("native") / "kv_cache.o")
+
+
+@pytest.fixture(scope="session")
+def library_paths(cache_object):
+    folder = cache_object.parent
+    return {dtype: build_cache_library(folder / f"{dtype}.so", dtype, cache_object) for dtype in ("float32", "bfloat16")}
+
+
+@pytest.fixture(scope="session")
+def libraries(library_paths):
+    return {dtype: load_library(path) for dtype, path in library_paths.items()}

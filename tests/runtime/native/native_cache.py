@@ -1,0 +1,102 @@
+"""A cache of a compiled library, driven as the MLC engine drives it: through TVM's builtins and the VM's functions."""
+
+import ml_dtypes
+import numpy as np
+import tvm
+from cache_sizes import HEAD_DIM, KV_HEADS, LAYERS
+from tvm_ffi import Shape, get_global_func
+
+NUMPY_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def load_library(path):
+    """Loads a model library the way MLC's engine does. Returns (library module, virtual machine)."""
+    library = tvm.runtime.load_module(str(path))
+    vm = library["vm_load_executable"]()
+    vm["vm_initialization"](1, 0, 2, 1, 0, 2)
+    return library, vm
+
+
+class NativeCache:
+    """One cache. Arrays are numpy of the cache's dtype; k and v of a step are [layers, n, G, d]."""
+
+    def __init__(self, library, dtype, max_batch=4, max_total=512, prefill_chunk=256, page_size=16):
+        self.library, self.vm = library
+        self.dtype = NUMPY_DTYPES[dtype]
+        sizes = (max_batch, max_total, prefill_chunk, page_size, 0)
+        self.handle = self.vm["create_tir_paged_kv_cache"](*[Shape([size]) for size in sizes])
+
+    def builtin(self, name, *args):
+        return get_global_func(f"vm.builtin.{name}")(self.handle, *args)
+
+    def add(self, seq):
+        self.builtin("kv_state_add_sequence", seq)
+
+    def remove(self, seq):
+        self.builtin("kv_state_remove_sequence", seq)
+
+    def fork(self, parent, child, position=-1):
+        self.builtin("kv_state_fork_sequence", parent, child, position)
+
+    def pop(self, seq, n):
+        self.builtin("kv_state_popn", seq, n)
+
+    def clear(self):
+        self.builtin("kv_state_clear")
+
+    def begin(self, seqs, lengths, tree=None):
+        extra = [] if tree is None else [Shape(tree)]
+        self.builtin("kv_state_begin_forward", Shape(seqs), Shape(lengths), *extra)
+
+    def end(self):
+        self.builtin("kv_state_end_forward")
+
+    def commit(self, seqs, leaves):
+        self.builtin("attention_kv_cache_commit_accepted_token_tree_nodes", Shape(seqs), Shape(leaves))
+
+    def may_shrink(self, seq):
+        self.builtin("attention_kv_cache_enable_sliding_window_for_seq", seq, 1024, 4)
+
+    @property
+    def available_pages(self):
+        return self.builtin("attention_kv_cache_get_num_available_pages")
+
+    @property
+    def total_length(self):
+        return self.builtin("attention_kv_cache_get_total_sequence_length")
+
+    @property
+    def empty(self):
+        return self.builtin("attention_kv_cache_empty")
+
+    def step_tables(self):
+        """(positions [n], query_indptr [B+1], tiles [num_tiles, 2]) of the open step."""
+        return [t.numpy() for t in self.vm["step"](self.handle)]
+
+    def exported(self, name):
+        """A function of runtime/native, as the VM finds it."""
+        return self.library.get_function(name, query_imports=True)
+
+    def layer_tables(self, layer):
+        """(append_slots, page_indptr, page_indices, kv_lengths) of a layer in the open step, not copied."""
+        return [np.from_dlpack(t) for t in list(self.exported("kv_cache_layer")(self.handle, layer))[2:]]
+
+    def append(self, k, v):
+        self.vm["append"](tvm.runtime.tensor(k), tvm.runtime.tensor(v), self.handle)
+
+    def read(self):
+        """(k, v), each [layers, B, G, entries, d], zero past a sequence's length: the step's pages, by its tables."""
+        layers = self.vm["read"](self.handle)
+        return tuple(np.stack([layers[layer][i].numpy() for layer in range(LAYERS)]) for i in range(2))
+
+    def contents(self, seq, begin, end):
+        """(k, v) of entries [begin, end), each [layers, end - begin, G, d], through DebugGetKV."""
+        tensors = [tvm.runtime.tensor(np.zeros((LAYERS, end - begin, KV_HEADS, HEAD_DIM), self.dtype)) for _ in range(2)]
+        self.builtin("attention_kv_cache_debug_get_kv", seq, begin, end, *tensors)
+        return tuple(t.numpy() for t in tensors)
+
+    def forward(self, seqs, lengths, k, v, tree=None):
+        """A whole step that appends k and v."""
+        self.begin(seqs, lengths, tree)
+        self.append(k, v)
+        self.end()
