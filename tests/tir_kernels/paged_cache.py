@@ -84,21 +84,52 @@ def query_tiles(query_lengths, tile: int = 64) -> np.ndarray:
     return np.array([(b, row) for b, n in enumerate(query_lengths) for row in range(0, n, tile)], np.int32).reshape(-1, 2)
 
 
-def reference_attention(q: np.ndarray, cache: PagedCache, query_lengths, sm_scale: float) -> np.ndarray:
-    """float64 causal attention of q [n, H, d]; the last new token of a sequence sees all of its entries."""
+@dataclass(frozen=True)
+class Attention:
+    """float64 attention, and what its rounding error is measured by; all [n, H, ...].
+
+    out [n, H, d]; spread [n, H, d] is the softmax-weighted mean of abs(v), what a relative error of the weights multiplies;
+    magnitude [n, H] is the largest sum of abs(q k) of a row times sm_scale, what a relative error of its products multiplies.
+    """
+
+    out: np.ndarray
+    spread: np.ndarray
+    magnitude: np.ndarray
+
+    def error_bound(self, dtype: str, bf16_weights: bool) -> np.ndarray:
+        """What a kernel may differ from ``out``, [n, H, d].
+
+        A score is a sum of d products in float32, then scaled and shifted by the maximum: absolute error at most
+        (d + 4) 2**-24 magnitude, and the same relative error of its weight. exp2 adds 2e-7, for bfloat16 1e-4. Numerator and
+        denominator both carry these; bfloat16 weights (2**-8) go into the numerator only. Both are sums over the context, in
+        lanes and pages: at most 1000 roundings one after the other for the lengths tested. bfloat16 output adds 2**-8.
+        """
+        d = self.out.shape[-1]
+        scores = (d + 4) * 2.0**-24 * self.magnitude[..., None]
+        weights = 2e-7 if dtype == "float32" else 1e-4
+        relative = 2 * (scores + weights + 1000 * 2.0**-24) + (2.0**-8 if bf16_weights else 0)
+        bound = relative * self.spread
+        return bound if dtype == "float32" else bound + 2.0**-8 * (np.abs(self.out) + bound)
+
+
+def reference_attention(q: np.ndarray, cache: PagedCache, query_lengths, sm_scale: float) -> Attention:
+    """Causal attention of q [n, H, d]; the last new token of a sequence sees all of its entries."""
     num_key_value_heads = len(cache.keys)
     group = q.shape[1] // num_key_value_heads
-    out = np.empty(q.shape, np.float64)
+    q = q.astype(np.float64)
+    result = Attention(np.empty(q.shape), np.empty(q.shape), np.empty(q.shape[:2]))
     row = 0
     for b, rows in enumerate(query_lengths):
         for h in range(num_key_value_heads):
-            length = int(cache.kv_lengths[h, b])
-            heads = slice(h * group, (h + 1) * group)
-            scores = np.einsum("nhd,ld->hnl", q[row : row + rows, heads].astype(np.float64), cache.keys[h][b]) * sm_scale
-            visible = np.arange(length) < (length - rows + 1 + np.arange(rows))[:, None]
-            scores = np.where(visible, scores, -np.inf)
+            at = (slice(row, row + rows), slice(h * group, (h + 1) * group))
+            keys, values = cache.keys[h][b], cache.values[h][b]
+            length = len(keys)
+            visible = np.arange(length) < (length - rows + 1 + np.arange(rows))[:, None, None]
+            scores = np.where(visible, np.einsum("nhd,ld->nhl", q[at], keys) * sm_scale, -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
-            out[row : row + rows, heads] = np.einsum("hnl,ld->nhd", weights, cache.values[h][b])
+            result.out[at] = weights @ values
+            result.spread[at] = weights @ np.abs(values)
+            result.magnitude[at] = (np.abs(q[at]) @ np.abs(keys).T).max(-1) * sm_scale
         row += rows
-    return out
+    return result
