@@ -1,19 +1,22 @@
 """The packed layouts of linear weights: the same on every CPU, so that one weight file serves all of them.
 
-A weight is logically W[N, K] (y = x @ W.T). All formats cut it into panels of 32 rows, ``NB = ceil(N / 32)``, and lay the 32
-rows of a panel side by side, so that vector lanes are output features whatever the vector length. Missing rows are zero.
+A weight is logically W[N, K] (y = x @ W.T). All formats cut it into panels of 32 rows, ``NB = ceil(N / 32)``, and lay
+the 32 rows of a panel side by side, so that vector lanes are output features whatever the vector length. Missing rows
+are zero.
 
-==============  =========  =====================  ==========================================================================
-name            dtype      packed shape           place of W[32*b + r, k]
-==============  =========  =====================  ==========================================================================
-``f32_n32``     float32    [NB, K, 32]            [b, k, r]
-``bf16_n32k2``  bfloat16   [NB, K // 2, 32, 2]    [b, k // 2, r, k % 2]
-``q4_n32g32``   int32      [NB, K // 32, 144]     4-bit q at bits 16*(k % 2) + 4*(k // 2 % 4) of word 32*(k % 32 // 8) + r of
-                                                  [b, k // 32]; words 128..143 are the 32 float16 scales, row 2*i in the
-                                                  low half of word 128 + i; the value is scale[r] * (q - 8)
-==============  =========  =====================  ==========================================================================
+==============  ========  ====================  =====================================================================
+name            dtype     packed shape          place of W[32*b + r, k]
+==============  ========  ====================  =====================================================================
+``f32_n32``     float32   [NB, K, 32]           [b, k, r]
+``bf16_n32k2``  bfloat16  [NB, K // 2, 32, 2]   [b, k // 2, r, k % 2]
+``q4_n32g32``   int32     [NB, K // 32, 144]    4-bit q at bits 16*(k % 2) + 4*(k // 2 % 4) of word
+                                                32*(k % 32 // 8) + r of [b, k // 32]; words 128..143 are the 32
+                                                float16 scales, that of row 2*i in the low half of word 128 + i;
+                                                the value is scale[r] * (q - 8)
+==============  ========  ====================  =====================================================================
 
-The nibbles lie so that ``(word >> 4*j) & 0x000F000F | 0x43004300`` is a pair of bfloat16 values 128 + q of neighbouring k.
+The nibbles lie so that ``(word >> 4*j) & 0x000F000F | 0x43004300`` is a pair of bfloat16 values 128 + q of
+neighbouring k.
 """
 
 import os

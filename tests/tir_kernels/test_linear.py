@@ -1,8 +1,9 @@
 """linear() and swiglu() in every vector tier against float64 products of the rounded or quantized inputs.
 
-Error bounds: a sum of k products in float32 is within (k + 2) * 2**-24 of the sum of their magnitudes whatever the order, and
-rounding the result to bfloat16 adds 2**-8 of it. Few rows multiply 4-bit weights as 128 + q and correct by 136 times the sum of
-x: magnitudes are those of x * scale * 279, but only over the 32 products of a group; then K / 32 groups are added.
+Error bounds: a sum of k products in float32 is within (k + 2) * 2**-24 of the sum of their magnitudes whatever the
+order, and rounding the result to bfloat16 adds 2**-8 of it. Few rows multiply 4-bit weights as 128 + q and correct by
+136 times the sum of x: magnitudes are those of x * scale * 279, but only over the 32 products of a group; then K / 32
+groups are added.
 """
 
 import re
@@ -82,7 +83,8 @@ def test_linear(isa_target, format_name, dtype, n, bias, residual, out_dtype):
         arrays = [x, packed] + [b] * bias + [r] * residual
         result = _run(module, arrays, (m, n), out_dtype or dtype)
         expected = x.astype(np.float64) @ w.T + bias * b.astype(np.float64) + residual * r.astype(np.float64)
-        sum_error = np.abs(x.astype(np.float64)) @ w_error.T + 2 * FLOAT32_UNIT * (np.abs(b) + np.abs(r)).astype(np.float64)
+        addends = np.abs(b.astype(np.float64)) + np.abs(r.astype(np.float64))
+        sum_error = np.abs(x.astype(np.float64)) @ w_error.T + 2 * FLOAT32_UNIT * addends
         bound = sum_error + _unit(out_dtype or dtype) * (np.abs(expected) + sum_error)
         assert (np.abs(result - expected) <= bound).all(), f"m={m}"
 

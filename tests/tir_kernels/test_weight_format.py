@@ -22,7 +22,8 @@ def _normal(n: int, k: int, seed: int = 0) -> np.ndarray:
 def test_packed_shape_and_dtype(name, n, k):
     packed = FORMATS[name].pack(_normal(n, k))
     assert packed.shape == FORMATS[name].packed_shape(n, k)
-    assert packed.dtype == np.dtype(ml_dtypes.bfloat16 if FORMATS[name].packed_dtype == "bfloat16" else FORMATS[name].packed_dtype)
+    assert packed.dtype == {"f32_n32": np.float32, "bf16_n32k2": ml_dtypes.bfloat16, "q4_n32g32": np.int32}[name]
+    assert packed.dtype.name == FORMATS[name].packed_dtype
     assert packed.flags.c_contiguous
 
 

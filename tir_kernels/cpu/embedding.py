@@ -1,4 +1,4 @@
-"""Embedding lookup in the packed table that the output layer multiplies with, so that tied embeddings share one copy."""
+"""Embedding lookup in the packed table that the output layer multiplies with: tied embeddings share one copy."""
 
 from tvm import tirx
 from tvm.script import tirx as T

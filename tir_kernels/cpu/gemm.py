@@ -1,9 +1,9 @@
 """Register-blocked matrix products: the row tile that the linear kernels share.
 
 These functions emit statements into the PrimFunc under construction (TVMScript's IR builder). Vector lanes are output
-features; a tile multiplies a few rows of activations with a weight panel over the whole of K, its sums in registers. A panel
-(64 K bytes in bfloat16) stays in the L2 cache while rows stream past it at 2 bytes a cycle, so that neither K nor the rows
-are blocked for it.
+features; a tile multiplies a few rows of activations with a weight panel over the whole of K, its sums in registers. A
+panel (64 K bytes in bfloat16) stays in the L2 cache while rows stream past it at 2 bytes a cycle, so that neither K nor
+the rows are blocked for it.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class Activations:
 
 
 def max_tile_rows(isa: VectorISA) -> int:
-    """Rows of the full tile: enough that loads are few beside multiplications, its sums in three quarters of the registers."""
+    """Rows of the full tile, whose sums fit in registers with two vectors of outputs (four of the short ones)."""
     vectors = min(PANEL_ROWS // isa.lanes, 2 if isa.lanes >= 8 else 4)
     return min(_MAX_TILE_ROWS, _max_sums(isa) // vectors)
 
@@ -72,9 +72,9 @@ def _max_sums(isa: VectorISA) -> int:
 def word_tile(activations: Activations, first_row, rows: int, read: Callable, num_words: int) -> list[list]:
     """Statements that sum over K with a panel; result[row][vector] is a float32 vector expression.
 
-    ``read(word, first)`` is the vector of weight words for outputs first .. of the panel that meets word ``word`` of a row of
-    ``num_words``. If the sums do not fit in registers, parts of the panel take turns in short blocks of K, so that memory is
-    read in order.
+    ``read(word, first)`` is the vector of weight words for outputs first .. of the panel that meets word ``word`` of a row
+    of ``num_words``. If the sums do not fit in registers, parts of the panel take turns in short blocks of K, so that
+    memory is read in order.
     """
     isa = activations.isa
     num_vectors = PANEL_ROWS // isa.lanes
@@ -114,12 +114,13 @@ def panel_vectors(isa: VectorISA, rows: list[T.Buffer], start: int = 0) -> list[
 def _sum_words(
     activations: Activations, x_rows: list, read: Callable, num_vectors: int, first, first_word, num_words
 ) -> list[list]:
-    """Statements that sum over words first_word .. in registers; result[row][vector] for the outputs from ``first`` on."""
+    """Statements that sum over words first_word .. in registers; result[row][vector] for outputs first .. of it."""
     isa = activations.isa
     rows = len(x_rows)
     chains = 1
-    while isinstance(num_words, int) and num_words % (2 * chains) == 0 and rows * num_vectors * 2 * chains <= _MIN_CHAINS:
-        chains *= 2
+    if isinstance(num_words, int):
+        while num_words % (2 * chains) == 0 and rows * num_vectors * 2 * chains <= _MIN_CHAINS:
+            chains *= 2
     sums = [[stack_buffer(num_vectors * isa.lanes) for _ in range(chains)] for _ in range(rows)]
     places = [isa.ramp(v * isa.lanes) for v in range(num_vectors)]
     for total in (total for row_sums in sums for total in row_sums):
@@ -152,7 +153,7 @@ def sum_of(parts: list):
 
 
 def for_each_tile(first_row, count, max_rows: int, tile: Callable) -> None:
-    """Cover rows first_row .. first_row + count - 1 with ``tile(first_row, rows)``, rows being a Python int <= max_rows."""
+    """Cover ``count`` rows from ``first_row`` on with ``tile(first_row, rows)``; rows is a Python int <= max_rows."""
     if isinstance(count, int):
         for start in range(0, count, max_rows):
             tile(first_row + start, min(max_rows, count - start))

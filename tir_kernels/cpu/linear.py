@@ -1,8 +1,8 @@
-"""Linear layers over packed weights: y = x @ W.T (+ bias) (+ residual), and the gate and up projections of a SwiGLU MLP in one.
+"""Linear layers over packed weights: y = x @ W.T (+ bias) (+ residual), and both input projections of a SwiGLU MLP.
 
-Sums are float32 and rounded once. The kernel chooses by the number of rows between a matrix-vector form, which reads the
-weight once, and a blocked matrix product. With more rows than a few tiles, 4-bit weights are rounded to bfloat16 after scaling
-(relative error at most 2**-8 a weight, far below their quantization error); with few rows they are exact.
+Sums are float32 and rounded once. One kernel serves every number of rows: up to eight read the weight once, as in a
+matrix-vector product. With more rows than a few tiles, 4-bit weights are rounded to bfloat16 after scaling (relative
+error at most 2**-8 a weight, far below their quantization error); with few rows they are exact.
 """
 
 from collections.abc import Iterator

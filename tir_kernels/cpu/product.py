@@ -1,4 +1,4 @@
-"""The parallel loops of a product with packed weights: panels x row blocks, one code path a weight format and row count."""
+"""The parallel loops of a product with packed weights: over panels and row blocks, a path for each kind of weight."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +29,8 @@ class Product:
     m, k : rows, a number or an expression; features.
     num_tasks, num_panels : a task multiplies ``num_panels`` panels: task, task + num_tasks, ...
     x, weight : the parameters.
-    finish : ``finish(row, task, first, sums)`` emits what is done with the vector of outputs first .. of each panel of a
-        task; sums holds one float32 vector expression a panel.
+    finish : ``finish(row, task, first, sums)`` emits what is done with the vector of outputs first .. of each panel of
+        a task; sums holds one float32 vector expression a panel.
     """
 
     isa: VectorISA
@@ -70,7 +70,8 @@ class Product:
     def _activations(self) -> Iterator[Activations]:
         """x in the form that the tier multiplies, widened to float32 if it has to be."""
         if self.dtype == "float32":
-            yield Activations(self.isa, self.dtype, T.decl_buffer((self.m * self.k,), "float32", data=self.x.data), self.k)
+            words = T.decl_buffer((self.m * self.k,), "float32", data=self.x.data)
+            yield Activations(self.isa, self.dtype, words, self.k)
         elif self.isa.has_bf16_dot:
             words = T.decl_buffer((self.m * self._num_words,), "int32", data=self.x.data)
             yield Activations(self.isa, self.dtype, words, self._num_words)
@@ -98,7 +99,7 @@ class Product:
 
     @contextmanager
     def _parallel_blocks(self, block_rows: int) -> Iterator[tuple]:
-        """A parallel loop over (task, first row, rows of the block); a thread's blocks of one task follow each other."""
+        """A parallel loop over (task, first row, rows of the block); a thread does its blocks of one task in a row."""
         if isinstance(self.m, int):
             block_rows = min(block_rows, self.m)
         num_blocks = (self.m + block_rows - 1) // block_rows
@@ -148,7 +149,7 @@ class Product:
                 self._emit_tiles(task, first_row, rows, tile)
 
     def _word_tile(self, activations: Activations, words: T.Buffer, first_panel, panel_step: int) -> Callable:
-        """``tile(p, first row, rows)`` for panel number p of a task, which is panel first_panel + p * panel_step of ``words``."""
+        """``tile(p, first row, rows)``: panel number p of a task is panel first_panel + p * panel_step of ``words``."""
 
         def tile(p, tile_row, tile_rows: int) -> list[list]:
             def read(word, first):

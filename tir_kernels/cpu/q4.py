@@ -1,7 +1,7 @@
 """4-bit weights (format ``q4_n32g32``) inside linear kernels: multiplied as they are for few rows, else unpacked once.
 
-With w = scale * (q - 8), a group of 32 k adds scale * (sum x * (128 + q) - 136 * sum x): 128 + q is a bfloat16 whose low
-mantissa bits are the nibble q, so that a shift, an and, and an or make a vector of pairs of weights.
+With w = scale * (q - 8), a group of 32 k adds scale * (sum x * (128 + q) - 136 * sum x): 128 + q is a bfloat16 whose
+low mantissa bits are the nibble q, so that a shift, an and, and an or make a vector of pairs of weights.
 """
 
 from tvm.script import tirx as T
@@ -18,7 +18,7 @@ _FIRST_SCALE = 256  # of a group's 288 uint16
 
 
 class Q4Weight:
-    """A packed weight parameter int32 [NB, K // 32, 144]; constructing it declares the view that the scales are read from."""
+    """A packed weight parameter int32 [NB, K // 32, 144]; constructing it declares the view that holds the scales."""
 
     def __init__(self, isa: VectorISA, packed: T.Buffer):
         num_panels, num_groups, words = (int(extent) for extent in packed.shape)
@@ -38,7 +38,7 @@ class Q4Weight:
         return T.if_then_else(bits < 0x8000, magnitude, -magnitude)
 
     def offset_pairs(self, panel, group, t, first_row) -> list:
-        """int32 vectors of bfloat16 pairs 128 + q: words 4 * t .. 4 * t + 3 of a group, rows first_row .. of ``panel``."""
+        """int32 vectors of pairs 128 + q: words 4 * t .. 4 * t + 3 of a group, rows first_row .. of ``panel``."""
         words = T.Bind(self.packed[panel, group, self.isa.ramp(t * PANEL_ROWS + first_row)])
         nibbles, exponent = self.isa.splat(T.int32(0x000F000F)), self.isa.splat(T.int32(0x43004300))
         return [T.Bind((T.shift_right(words, self.isa.splat(T.int32(4 * j))) & nibbles) | exponent) for j in range(4)]
@@ -58,7 +58,7 @@ class Q4Weight:
 
 
 def store_corrections(isa: VectorISA, x: T.Buffer, corrections: T.Buffer, m, num_groups: int) -> None:
-    """Statements: corrections[row, group] = -136 * sum of x over the group, what the offset of the nibbles adds too much."""
+    """Statements: corrections[row, group] = -136 * sum of x over the group, which undoes the offset of the nibbles."""
     with T.serial(m) as row:
         with T.serial(num_groups) as group:
             total = sum_of([isa.load(x, row, group * GROUP + i) for i in range(0, GROUP, isa.lanes)])

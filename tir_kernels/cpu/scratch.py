@@ -1,8 +1,8 @@
 """Private memory of kernels that TVM's passes leave alone.
 
-``sblock_alloc_buffer`` would do as well, but its region analysis takes seconds for a buffer with hundreds of accesses, and an
-alias that hides them is not safe: StorageRewrite's in-place check does not see aliased accesses and lets two live buffers
-share memory (TVM 0.27).
+``sblock_alloc_buffer`` would do as well, but its region analysis takes seconds for a buffer with hundreds of
+accesses, and an alias that hides them is not safe: StorageRewrite's in-place check does not see aliased accesses and
+lets two live buffers share memory (TVM 0.27).
 """
 
 from collections.abc import Iterator
@@ -36,9 +36,9 @@ def workspace(shape: tuple, dtype: str) -> Iterator[T.Buffer]:
     num_bytes = T.uint64(data_type.bits // 8)
     for extent in shape:
         num_bytes = num_bytes * T.cast(extent, "uint64")
-    pointer = T.call_intrin(
-        PointerType(PrimType(dtype)), "tirx.TVMBackendAllocWorkspace", _CPU, 0, num_bytes, data_type.type_code, data_type.bits
-    )
+    code, bits = data_type.type_code, data_type.bits
+    pointer_type = PointerType(PrimType(dtype))
+    pointer = T.call_intrin(pointer_type, "tirx.TVMBackendAllocWorkspace", _CPU, 0, num_bytes, code, bits)
     buffer = T.decl_buffer(shape, dtype, data=pointer)
     with T.If(T.isnullptr(buffer.data)):
         with T.Then():
