@@ -97,11 +97,6 @@ def build_library(
     ------
     UserError : no C++ compiler for the target.
     """
-    bounds = {
-        "seq_len": metadata["prefill_chunk_size"],
-        "batch_size": metadata["max_batch_size"],
-        "vocab_size": metadata["vocab_size"],
-    }
     triple = str(target.attrs["mtriple"]) if "mtriple" in target.attrs else None
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
@@ -109,7 +104,7 @@ def build_library(
         # Without this, common subexpressions of two kernel branches end up in host code that does not dominate its uses.
         with PassContext(config={"tirx.disable_cse_tir": True}), target:
             executable = relax.build(
-                mod, target, relax_pipeline=cpu_pipeline(target, weight_format, bounds, metadata, debug_dump)
+                mod, target, relax_pipeline=cpu_pipeline(target, weight_format, metadata, debug_dump)
             )
         library = Path(scratch, output.name)
         executable.export_library(str(library), fcompile=cross_compiler(triple), addons=[str(native)])

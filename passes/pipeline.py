@@ -23,11 +23,12 @@ from .fuse_swiglu import FuseSwiGLU
 from .schedule_cpu import ScheduleCPU
 from .simplify_reshape import SimplifyReshape
 
+MAX_VERIFIED_TOKENS = 16  # of one sequence in a step of batch_verify: drafts are shorter (MLC's default is 4)
+
 
 def cpu_pipeline(
     target: Target,
     weight_format: WeightFormat,
-    variable_bounds: dict[str, int],
     metadata: dict,
     debug_dump: Path | None = None,
 ) -> tvm.transform.Pass:
@@ -37,11 +38,18 @@ def cpu_pipeline(
     ----------
     target : where the library runs; its CPU features choose the kernels.
     weight_format : how matrices are stored.
-    variable_bounds : upper bounds of the symbolic sizes "seq_len" (the prefill chunk) and "batch_size".
-    metadata : of the library; completed in place with memory figures and attached as ``_metadata``.
+    metadata : of the library (``library_metadata``); its prefill_chunk_size, max_batch_size and vocab_size bound the
+        temporary memory. Completed in place with memory figures and attached as ``_metadata``.
     debug_dump : folder for the module after each phase, or None.
     """
     isa = vector_isa(target)
+    bounds = {
+        "seq_len": metadata["prefill_chunk_size"],
+        "batch_size": metadata["max_batch_size"],
+        "vocab_size": metadata["vocab_size"],
+    }
+    # It returns the logits of every token: bound by a prefill chunk, they would take 1.2 GB with 152,000 words.
+    verify_bounds = {"batch_verify": {"seq_len": metadata["max_batch_size"] * MAX_VERIFIED_TOKENS}}
 
     @tvm.transform.module_pass(opt_level=0, name="CpuPipeline")
     def pipeline(mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
@@ -52,7 +60,7 @@ def cpu_pipeline(
                 AttachSoftmaxWithTemperature(isa),
                 AttachLogitProcessing(isa),
                 AttachEmbeddingAllocator(metadata["prefill_chunk_size"]),
-                AttachVariableBounds(variable_bounds),
+                AttachVariableBounds(bounds, verify_bounds),
                 # Phase 1. Operators -> kernels, on the graph
                 ExplicitAttention(isa),
                 DispatchKVCacheCreation(),
@@ -62,7 +70,7 @@ def cpu_pipeline(
                 SimplifyReshape(),
                 DebugDump("phase1-kernels.py", debug_dump),
                 # Phase 2. What is left becomes TIR, is fused and scheduled
-                relax.transform.LegalizeOps(),
+                relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),  # a view, which the VM makes at no cost
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
@@ -71,7 +79,6 @@ def cpu_pipeline(
                 ScheduleCPU(isa),
                 DebugDump("phase2-scheduled.py", debug_dump),
                 # Phase 3. To the VM, with planned memory
-                relax.transform.RewriteDataflowReshape(),
                 relax.transform.ToNonDataflow(),
                 relax.transform.RemovePurityChecking(),
                 relax.transform.CallTIRRewrite(),
@@ -80,7 +87,6 @@ def cpu_pipeline(
                 AttachMetadata(metadata),
                 DebugDump("phase3-planned.py", debug_dump),
                 relax.transform.LowerAllocTensor(),
-                relax.transform.KillAfterLastUse(),
                 relax.transform.LowerRuntimeBuiltin(),
                 relax.transform.VMShapeLower(),
                 relax.transform.AttachGlobalSymbol(),
