@@ -72,9 +72,9 @@ def _max_sums(isa: VectorISA) -> int:
 def word_tile(activations: Activations, first_row, rows: int, read: Callable, num_words: int) -> list[list]:
     """Statements that sum over K with a panel; result[row][vector] is a float32 vector expression.
 
-    ``read(word, first)`` is the vector of weight words for outputs first .. of the panel that meets word ``word`` of a row
-    of ``num_words``. If the sums do not fit in registers, parts of the panel take turns in short blocks of K, so that
-    memory is read in order.
+    ``read(word, first)`` is the vector of weight words for outputs first .. of the panel that meets word ``word`` of
+    the ``num_words`` of a row. If the sums do not fit in registers, parts of the panel take turns in short blocks of
+    K, so that memory is read in order.
     """
     isa = activations.isa
     num_vectors = PANEL_ROWS // isa.lanes
