@@ -15,23 +15,27 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def speed_table(result: DecodePrefill) -> str:
     """Markdown: a row per variant, a column per figure: median tok/s ± half the spread, and our best figure as a
-    multiple of it; then our best against each peer's best. The last column is the lowest CPU share that a sample had."""
+    multiple of it; then our best against each peer's best. Then the lowest CPU share of a sample, and the
+    most memory that the process had resident."""
     columns = list(dict.fromkeys((cell.phase, cell.tokens) for cell in result.cells))
     ours = {column: best_speed(result, "ours", column) for column in columns}
-    rows = [["tok/s", *(f"{phase} {'' if phase == 'prefill' else '@ '}{n}" for phase, n in columns), "CPU share"]]
-    rows.append(["---", *["---:"] * (len(columns) + 1)])
+    rows = [
+        ["tok/s", *(f"{phase} {'' if phase == 'prefill' else '@ '}{n}" for phase, n in columns), "CPU share", "memory"]
+    ]
+    rows.append(["---", *["---:"] * (len(columns) + 2)])
     for label in result.descriptions:
         cells = [result.cell(label, *column) for column in columns]
-        shares = [cell.own_share for cell in cells if cell and cell.samples]
+        measured = [cell for cell in cells if cell and cell.samples]
+        share = f"{min(cell.own_share for cell in measured):.2f}" if measured else ""
+        memory = f"{max(cell.peak_rss_bytes for cell in measured) / 2**20:.0f} MiB" if measured else ""
         others = {} if _engine(label) == "ours" else ours
         figures = (_figure(cell, others.get(column)) for cell, column in zip(cells, columns, strict=True))
-        rows.append([label, *figures, f"{min(shares):.2f}" if shares else ""])
+        rows.append([label, *figures, share, memory])
     for engine in dict.fromkeys(map(_engine, result.descriptions)):
         peer = {column: best_speed(result, engine, column) for column in columns}
         if engine != "ours" and any(ours[column] and peer[column] for column in columns):
-            rows.append(
-                [f"**ours / best of {engine}**", *(_ratio(ours[column], peer[column]) for column in columns), ""]
-            )
+            ratios = (_ratio(ours[column], peer[column]) for column in columns)
+            rows.append([f"**ours / best of {engine}**", *ratios, "", ""])
     return _markdown(rows)
 
 

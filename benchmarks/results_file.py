@@ -70,6 +70,11 @@ class Cell(BaseModel):
         """The lowest share of the CPU that a sample had."""
         return min(sample.own_share for sample in self.samples)
 
+    @property
+    def peak_rss_bytes(self) -> int:
+        """The most memory that the engine's process had had resident by then."""
+        return max(sample.peak_rss_bytes for sample in self.samples)
+
 
 class DecodePrefill(BaseModel):
     """A run of benchmarks.decode_prefill: ``descriptions`` maps variants to versions and settings."""

@@ -1,7 +1,6 @@
 """Timing of a piece of work, with the share of the CPU that it really got."""
 
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -35,12 +34,11 @@ class Stopwatch:
         wall = time.perf_counter() - self._wall
         own = time.process_time() - self._own
         others = max(0.0, _machine_cpu_seconds() - self._machine - own)
-        peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
         return Sample(
             wall if seconds is None else seconds,
             own / (wall * self._threads),
             others / (wall * (os.cpu_count() or 1)),
-            peak_rss,
+            _peak_rss_bytes(),
         )
 
 
@@ -49,6 +47,12 @@ def _machine_cpu_seconds() -> float:
     with open("/proc/stat") as stat:
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.readline().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_rss_bytes() -> int:
+    """The most memory this process had resident. Not getrusage: its ru_maxrss begins at that of the parent process."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
 
 
 def best_of(work: Callable[[], object], threads: int, budget: float = 0.5, batches: int = 20) -> Sample:

@@ -2,6 +2,7 @@
 
 import json
 import select
+import signal
 import subprocess
 import tempfile
 from dataclasses import asdict
@@ -15,7 +16,11 @@ class WorkerFailure(Exception):
 
 
 class Worker:
-    """Starts the process; ``request`` raises WorkerFailure. Use as a context manager: leaving it ends the process."""
+    """Starts the process; ``request`` raises WorkerFailure. Use as a context manager: leaving it ends the process.
+
+    Between requests the process is stopped: thread pools spin on for a while after their work (TVM's for 0.2 s), which
+    would be the next engine's time.
+    """
 
     def __init__(self, python: str, engine: str, settings: EngineSettings, timeout: float) -> None:
         self._timeout = timeout
@@ -29,7 +34,14 @@ class Worker:
         )
 
     def request(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """The worker's answer. Requests must not overlap, so a line of answer is all there ever is to read."""
+        """The worker's answer."""
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            return self._answer(do, arguments)
+        finally:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def _answer(self, do: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()

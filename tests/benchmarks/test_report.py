@@ -17,7 +17,7 @@ RUN = Run(
 
 
 def cell(variant: str, tokens: int, seconds: list[float], share: float = 1.0, phase: str = "prefill", **fields) -> Cell:
-    samples = [Sample(s, share, 0.0, 0) for s in seconds]
+    samples = [Sample(s, share, 0.0, 3 << 20) for s in seconds]
     return Cell(variant=variant, phase=phase, tokens=tokens, count=tokens, samples=samples, **fields)
 
 
@@ -50,14 +50,14 @@ def test_speed_table():
         cell("openvino Q8_0", 512, [], gap="it is not installed"),
     )
     rows = table(speed_table(measured))
-    assert rows[0] == ["tok/s", "prefill 512", "decode @ 64", "CPU share"]
+    assert rows[0] == ["tok/s", "prefill 512", "decode @ 64", "CPU share", "memory"]
     assert rows[2:] == [
-        ["ours q4", "1024 ±0 %", "", "1.00"],
-        ["ours bf16", "2048 ±0 %", "", "1.00"],
-        ["llama.cpp as shipped", "128 ±0 % (16.00x)", "64 ±0 %", "0.80"],
-        ["llama.cpp Q4_0", "256 ±0 % (8.00x)", "", "1.00"],
-        ["openvino Q8_0", "gap", "", ""],
-        ["**ours / best of llama.cpp**", "**8.00x**", "", ""],
+        ["ours q4", "1024 ±0 %", "", "1.00", "3 MiB"],
+        ["ours bf16", "2048 ±0 %", "", "1.00", "3 MiB"],
+        ["llama.cpp as shipped", "128 ±0 % (16.00x)", "64 ±0 %", "0.80", "3 MiB"],
+        ["llama.cpp Q4_0", "256 ±0 % (8.00x)", "", "1.00", "3 MiB"],
+        ["openvino Q8_0", "gap", "", "", ""],
+        ["**ours / best of llama.cpp**", "**8.00x**", "", "", ""],
     ]
     assert gaps(measured) == ["openvino Q8_0: it is not installed"]
     assert best_speed(measured, "llama.cpp", ("prefill", 512)) == 256
