@@ -26,9 +26,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    gguf: Annotated[Path, typer.Option(help="The model for the peers, and the tokenizer of the prompt.")],
+    gguf: Annotated[
+        Path,
+        typer.Option(help="The model for the peers, and the tokenizer of the prompt.", exists=True, dir_okay=False),
+    ],
     model_dir: Annotated[
-        list[Path] | None, typer.Option(help="Our model folder, made of the same GGUF file; may be repeated.")
+        list[Path] | None,
+        typer.Option(
+            help="Our model folder, made of the same GGUF file; may be repeated.", exists=True, file_okay=False
+        ),
     ] = None,
     engines: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(ENGINES)}.")] = ",".join(ENGINES),
     prompt_lengths: Annotated[str, typer.Option(help="Prefill lengths in tokens.")] = "512,2048,8192",
