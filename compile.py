@@ -16,12 +16,13 @@ from runtime.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+
 @app.command()
 def compile_model(
     model: Annotated[str, typer.Option(help="preset, Hugging Face folder, GGUF file or MLC model folder")],
     target: Annotated[str, typer.Option(help="llvm (this machine), 'llvm -mcpu=...' or a JSON dict")] = "llvm",
     quantization: Annotated[str, typer.Option(help="q4bf16_1, q0bf16 or q0f32")] = "q4bf16_1",
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the library and the model folder")] = Path("dist"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of library and model folder")] = Path("dist"),
     weights: Annotated[str | None, typer.Option(help="Hugging Face folder, GGUF file or hub id to convert")] = None,
     mcpu: Annotated[str | None, typer.Option(help="CPU to compile for, as LLVM names it")] = None,
     overrides: Annotated[str, typer.Option(help="k=v;k=v: context_window_size, prefill_chunk_size, ...")] = "",
