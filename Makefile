@@ -8,8 +8,8 @@ DEMO := dist/SmolLM2-135M-Instruct-q4bf16_1-MLC
 .PHONY: demo test clean
 
 demo: $(DEMO)/tensor-cache.json
-	$(BIN)/python -m runtime.generate $(DEMO) --prompt-file docs/demo/document.txt \
-	    --question "According to the document, which day is the market closed?" --max-tokens 100
+	$(BIN)/python -m runtime.generate $(DEMO) --prompt-file docs/how-it-works.md \
+	    --question "In two sentences: what does the KV cache do?" --temperature 0 --max-tokens 120
 
 test: $(VENV)/test.done $(SMOLLM2)
 	$(BIN)/python -m pytest

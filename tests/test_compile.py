@@ -1,6 +1,7 @@
 """compile.py as a user runs it: a whole artifact from a Hugging Face folder, and every bad input as one line."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_debug_dump_has_the_module_after_each_phase(hf_folder, tmp_path, monkeyp
     kernels = (tmp_path / "dump/phase1-kernels.py").read_text()
     assert "attention_prefill" in kernels and "attention_with_fused_qkv" not in kernels
     assert not (tmp_path / "Tiny-Qwen-q4bf16_1-MLC").exists()  # no weights were asked for
+
+
+def test_a_library_for_aarch64(hf_folder, tmp_path, monkeypatch, capsys):
+    arguments = ("--model", hf_folder, "--target", "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", "-o", tmp_path / "out")
+    if shutil.which("aarch64-linux-gnu-g++"):
+        run(monkeypatch, *arguments)
+        header = (tmp_path / "out/libs/Tiny-Qwen-q4bf16_1-cpu.so").read_bytes()[:20]
+        assert header[:4] == b"\x7fELF" and int.from_bytes(header[18:20], "little") == 183  # EM_AARCH64
+    else:
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *arguments)
+        assert "apt install g++-aarch64-linux-gnu" in capsys.readouterr().err
 
 
 @pytest.fixture
