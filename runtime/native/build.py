@@ -30,7 +30,7 @@ def build_kv_cache_object(output: Path, compiler: str | None = None, target_trip
 
 
 def link_options() -> list[str]:
-    """Options of the link step of a model library for this machine (``export_library(..., options=link_options())``)."""
+    """Options that link a model library for this machine: ``export_library(path, options=link_options(), ...)``."""
     return _link_options(Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent)
 
 

@@ -176,9 +176,7 @@ class KVCache {
       TVM_FFI_THROW(ValueError) << "Entries " << begin << " to " << end << " are not in sequence " << id << ", which "
                                 << "has " << sequence.length << ".";
     }
-    CheckEntries(k, end - begin);
-    CheckEntries(v, end - begin);
-    store_.ReadEntries(sequence.pages, begin, end, k.data_ptr(), v.data_ptr());
+    store_.ReadEntries(sequence.pages, begin, end, EntryData(k, end - begin), EntryData(v, end - begin));
   }
 
  private:
@@ -190,15 +188,17 @@ class KVCache {
   void RequireOpenStep(const char* method) const {
     if (!step_is_open_) TVM_FFI_THROW(RuntimeError) << method << " needs an open step; call BeginForward first.";
   }
-  void CheckEntries(const Tensor& tensor, int64_t length) const {
+  void* EntryData(const Tensor& tensor, int64_t length) const {
     const int64_t expected[4] = {config_.num_layers, length, config_.num_key_value_heads, config_.head_dim};
     bool fits = tensor.ndim() == 4 && std::equal(expected, expected + 4, tensor.shape().begin()) &&
                 tensor.IsContiguous() && tensor.device().device_type == kDLCPU && tensor.dtype() == config_.dtype;
     if (!fits) {
-      TVM_FFI_THROW(ValueError) << "K and V must be compact CPU tensors of shape [" << expected[0] << ", " << expected[1]
-                                << ", " << expected[2] << ", " << expected[3] << "] and of the cache's dtype "
+      TVM_FFI_THROW(ValueError) << "K and V must be compact CPU tensors of shape [" << expected[0] << ", "
+                                << expected[1] << ", " << expected[2] << ", " << expected[3]
+                                << "] and of the cache's dtype "
                                 << ffi::DLDataTypeToString(config_.dtype) << ".";
     }
+    return static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset();
   }
 
   // Whether the next token goes into a page that another sequence reads too.

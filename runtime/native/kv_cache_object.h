@@ -29,8 +29,9 @@ class LiveCaches {
     std::lock_guard<std::mutex> lock(mutex_);
     auto it = caches_.find(object.get());
     if (it == caches_.end()) {
-      TVM_FFI_THROW(TypeError) << "This " << (object.defined() ? object.GetTypeKey() : "None") << " is not a KV cache of "
-                               << "this model library; make one with its create_tir_paged_kv_cache.";
+      TVM_FFI_THROW(TypeError) << "This " << (object.defined() ? object.GetTypeKey() : "None")
+                               << " is not a KV cache of this model library; make one with its "
+                               << "create_tir_paged_kv_cache.";
     }
     return *it->second;
   }

@@ -46,14 +46,19 @@ def _kernels(dtype: str):
             with T.sblock("append"):
                 vh, vi, vc = T.axis.remap("SSS", [h, i, c])
                 T.reads(slots[vh, vi], k[layer, vi, vh, vc], v[layer, vi, vh, vc])
-                T.writes(k_pages[0:pages, 0 : d // pair, 0:page, 0:pair], v_pages[0:pages, 0 : page // pair, 0:d, 0:pair])
+                T.writes(
+                    k_pages[0:pages, 0 : d // pair, 0:page, 0:pair],
+                    v_pages[0:pages, 0 : page // pair, 0:d, 0:pair],
+                )
                 k_pages[slots[vh, vi] // page, vc // pair, slots[vh, vi] % page, vc % pair] = k[layer, vi, vh, vc]
                 v_pages[slots[vh, vi] // page, slots[vh, vi] % page // pair, vc, slots[vh, vi] % page % pair] = v[
                     layer, vi, vh, vc
                 ]
 
     @T.prim_func(s_tir=True)
-    def read_kernel(vkp: T.handle, vvp: T.handle, vptr: T.handle, vidx: T.handle, vlen: T.handle, vk: T.handle, vv: T.handle):
+    def read_kernel(
+        vkp: T.handle, vvp: T.handle, vptr: T.handle, vidx: T.handle, vlen: T.handle, vk: T.handle, vv: T.handle
+    ):
         pages = T.int64()
         batch = T.int64()
         total = T.int64()

@@ -14,8 +14,8 @@ def cache_object(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def library_paths(cache_object):
-    folder = cache_object.parent
-    return {dtype: build_cache_library(folder / f"{dtype}.so", dtype, cache_object) for dtype in ("float32", "bfloat16")}
+    paths = {dtype: cache_object.with_name(f"{dtype}.so") for dtype in ("float32", "bfloat16")}
+    return {dtype: build_cache_library(path, dtype, cache_object) for dtype, path in paths.items()}
 
 
 @pytest.fixture(scope="session")

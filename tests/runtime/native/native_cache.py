@@ -91,7 +91,8 @@ class NativeCache:
 
     def contents(self, seq, begin, end):
         """(k, v) of entries [begin, end), each [layers, end - begin, G, d], through DebugGetKV."""
-        tensors = [tvm.runtime.tensor(np.zeros((LAYERS, end - begin, KV_HEADS, HEAD_DIM), self.dtype)) for _ in range(2)]
+        zeros = np.zeros((LAYERS, end - begin, KV_HEADS, HEAD_DIM), self.dtype)
+        tensors = [tvm.runtime.tensor(zeros) for _ in range(2)]
         self.builtin("attention_kv_cache_debug_get_kv", seq, begin, end, *tensors)
         return tuple(t.numpy() for t in tensors)
 

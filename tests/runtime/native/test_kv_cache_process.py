@@ -1,4 +1,4 @@
-"""The cache in processes of its own: TVM's runtime only, every order of destruction, a TVM runtime that does not fit."""
+"""The cache in processes of its own: TVM's runtime only, every order of destruction, a runtime that does not fit."""
 
 import os
 import subprocess
