@@ -40,9 +40,9 @@ PROMPTS = {
     "chinese": "今天天气很好，我们",
     "emoji": "🎉 Happy birthday 🎂 to my friend who",
     "arithmetic": [{"role": "user", "content": "What is 12 + 30? Explain step by step."}],
-    "list": "Shopping list:\n1. Eggs\n2. Milk\n3.",
+    "story": "Once upon a time, in a small village by the sea,",
     "recipe": [{"role": "user", "content": "How do I cook rice?"}],
-    "long": [{"role": "user", "content": _ledger(110) + "\n\nWho bought something in Entry 3, and what was it?"}],
+    "long": [{"role": "user", "content": _ledger(110) + "\n\nList what each person bought in the first ten entries."}],
 }
 
 
@@ -71,7 +71,8 @@ def test_greedy_text_is_that_of_hugging_face(engine, reference, name):
     assert (len(prompt) > 2000) == (name == "long")
     outputs = list(engine.generate(PROMPTS[name], SamplingParams(temperature=0, max_tokens=NUM_TOKENS)))
     answer = [output.token_id for output in outputs]
-    assert len(answer) == NUM_TOKENS or answer[-1] in engine.stop_token_ids
+    # One prompt has a short answer, so that its end is compared too.
+    assert (answer[-1] in engine.stop_token_ids) if name == "chat" else (len(answer) == NUM_TOKENS)
     # One pass over prompt and answer predicts each token of the answer from those before it. If all of them are the
     # same, greedy decoding would have found the same answer, one token at a time.
     with torch.no_grad():
