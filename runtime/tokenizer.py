@@ -59,7 +59,13 @@ class Tokenizer:
         messages
             Dicts with "role" ("system", "user", "assistant") and "content".
         """
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        text = self.render_chat(messages)
+        ids = self.encode(text, add_special_tokens=False)
+        # A template may leave the beginning-of-text token to the tokenizer (openPangu) or write it itself (Llama 3).
+        bos = self._special_token("bos_token")
+        if self._config.get("add_bos_token") and bos and not text.startswith(bos):
+            ids.insert(0, self._tokenizer.token_to_id(bos))
+        return ids
 
     def render_chat(self, messages: Sequence[dict[str, Any]]) -> str:
         """The text that encode_chat encodes; UserError if there is no template or it refuses the messages."""

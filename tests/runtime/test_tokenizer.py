@@ -76,3 +76,19 @@ def test_text_that_is_not_utf8(tmp_path):
     write_tokenizer(tmp_path)
     with pytest.raises(UserError, match="not valid UTF-8"):
         Tokenizer(tmp_path).encode(b"caf\xe9".decode("utf-8", "surrogateescape"))
+
+
+@pytest.mark.parametrize(
+    "template, add_bos_token, first",
+    [
+        ("{{ messages[0].content }}", True, "<|endoftext|>"),
+        ("{{ messages[0].content }}", False, "the"),
+        ("{{ bos_token }}{{ messages[0].content }}", True, "<|endoftext|>"),
+    ],
+)
+def test_the_first_token_is_bos_exactly_once(template, add_bos_token, first, tmp_path):
+    tokenizer = with_template(tmp_path, template, bos_token="<|endoftext|>", add_bos_token=add_bos_token)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "the fox"}])
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    tokens = reference.convert_ids_to_tokens(ids)
+    assert tokens[0] == first and tokens.count("<|endoftext|>") == int(first != "the")
