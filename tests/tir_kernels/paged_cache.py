@@ -37,7 +37,7 @@ def unpack_values(v_pages: np.ndarray) -> np.ndarray:
 class PagedCache:
     """Random K and V of a batch in shuffled pages; every entry outside the sequences is NaN.
 
-    ``keys[h][b]`` and ``values[h][b]`` are the float64 contents [kv_lengths[h, b], d], already rounded to the model dtype.
+    ``keys[h][b]`` and ``values[h][b]`` are the float64 contents [kv_lengths[h, b], d], rounded to the model dtype.
     """
 
     keys: list[list[np.ndarray]]
@@ -81,15 +81,16 @@ def random_cache(rng: np.random.Generator, kv_lengths, head_dim: int, page_size:
 
 def query_tiles(query_lengths, tile: int = 64) -> np.ndarray:
     """int32 [num_tiles, 2]: (sequence, first row) of every query tile."""
-    return np.array([(b, row) for b, n in enumerate(query_lengths) for row in range(0, n, tile)], np.int32).reshape(-1, 2)
+    return np.array([(b, row) for b, n in enumerate(query_lengths) for row in range(0, n, tile)], np.int32)
 
 
 @dataclass(frozen=True)
 class Attention:
     """float64 attention, and what its rounding error is measured by; all [n, H, ...].
 
-    out [n, H, d]; spread [n, H, d] is the softmax-weighted mean of abs(v), what a relative error of the weights multiplies;
-    magnitude [n, H] is the largest sum of abs(q k) of a row times sm_scale, what a relative error of its products multiplies.
+    out [n, H, d]; spread [n, H, d] is the softmax-weighted mean of abs(v), what a relative error of the weights
+    multiplies; magnitude [n, H] is the largest sum of abs(q k) of a row times sm_scale, what a relative error of its
+    products multiplies.
     """
 
     out: np.ndarray
@@ -100,14 +101,15 @@ class Attention:
         """What a kernel may differ from ``out``, [n, H, d].
 
         A score is a sum of d products in float32, then scaled and shifted by the maximum: absolute error at most
-        (d + 4) 2**-24 magnitude, and the same relative error of its weight. exp2 adds 2e-7, for bfloat16 1e-4. Numerator and
-        denominator both carry these; bfloat16 weights (2**-8) go into the numerator only. Both are sums over the context, in
-        lanes and pages: at most 1000 roundings one after the other for the lengths tested. bfloat16 output adds 2**-8.
+        (d + 4) 2**-24 magnitude, and the same relative error of its weight. exp2 adds 2e-7, for bfloat16 1e-4.
+        Numerator and denominator both carry these; bfloat16 weights (2**-8) go into the numerator only. Both are sums
+        over the context, by lane or by split: at most 5000 roundings one after the other for the lengths tested.
+        bfloat16 output adds 2**-8.
         """
         d = self.out.shape[-1]
         scores = (d + 4) * 2.0**-24 * self.magnitude[..., None]
         weights = 2e-7 if dtype == "float32" else 1e-4
-        relative = 2 * (scores + weights + 1000 * 2.0**-24) + (2.0**-8 if bf16_weights else 0)
+        relative = 2 * (scores + weights + 5000 * 2.0**-24) + (2.0**-8 if bf16_weights else 0)
         bound = relative * self.spread
         return bound if dtype == "float32" else bound + 2.0**-8 * (np.abs(self.out) + bound)
 

@@ -28,7 +28,7 @@ def test_attention_decode(isa_target, heads, kv_heads, head_dim, page_size, dtyp
         kv_lengths = [[length + 5 * h * (length > 2) for length in lengths] for h in range(kv_heads)]
         cache = random_cache(rng, kv_lengths, head_dim, page_size, dtype)
         batch_size = len(lengths)
-        # Rows of very different temperature: flat ones, and peaked ones whose running maximum has to be raised many times.
+        # Rows of very different temperature: flat ones, and peaked ones whose running maximum is raised many times.
         q = rng.standard_normal((batch_size, heads, head_dim)) * rng.uniform(0.1, 10, (batch_size, heads, 1))
         q = q.astype(NUMPY_DTYPE[dtype])
         out = run(

@@ -29,8 +29,9 @@ def test_attention_prefill(isa_target, heads, kv_heads, head_dim, page_size, dty
         query_lengths = [new for new, _ in batch]
         kv_lengths = [[new + old + 3 * h * (old > 0) for new, old in batch] for h in range(kv_heads)]
         cache = random_cache(rng, kv_lengths, head_dim, page_size, dtype)
-        # Rows of very different temperature: flat ones, and peaked ones whose running maximum has to be raised many times.
-        q = rng.standard_normal((sum(query_lengths), heads, head_dim)) * rng.uniform(0.1, 10, (sum(query_lengths), heads, 1))
+        # Rows of very different temperature: flat ones, and peaked ones whose running maximum is raised many times.
+        n = sum(query_lengths)
+        q = rng.standard_normal((n, heads, head_dim)) * rng.uniform(0.1, 10, (n, heads, 1))
         q = q.astype(NUMPY_DTYPE[dtype])
         out = run(
             kernel,

@@ -1,11 +1,12 @@
 """Online softmax over the pages of a packed KV cache, a few query rows at a time: what prefill and decode share.
 
-Flash attention (Dao, arXiv:2205.14135) in base 2. A row keeps its running maximum m, the sum of 2**(score - m) a vector lane,
-and the weighted sum of values. Rescaling is lazy: m only moves when a score exceeds it by more than 8, which bounds the weights
-by 2**8 and leaves the ratio, hence the result, as exact.
+Flash attention (Dao et al., arXiv:2205.14135) in base 2. A row keeps its running maximum m, the sum of 2**(score - m)
+by vector lane, and the weighted sum of values. Rescaling is lazy: m only moves when a score exceeds it by more than 8;
+weights then stay below 2**8 and the result, a ratio, is the same.
 """
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 from tvm.script import tirx as T
@@ -19,69 +20,110 @@ _RESCALE_AT = 8.0
 _CACHE_LINE = 16  # words
 
 
-def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
-    """TVMScript statements for one task; a row is one query head of one token, row = token * group + head in the group.
+@dataclass(frozen=True)
+class TaskScratch:
+    """Buffers of one task; ``rows`` is a multiple of the row block."""
 
-    Scratch of a task, ``rows`` being a multiple of row_block: ``queries`` [rows, query_width], ``maxima`` [rows], ``sums``
-    [rows, lanes], ``outputs`` [rows, head_dim]; of a row block: ``scores`` [row_block, page_size], ``weights`` [row_block,
-    weight_width].
+    queries: T.Buffer  # [rows, query_width]
+    maxima: T.Buffer  # [rows], in base 2 units
+    sums: T.Buffer  # [rows, lanes]
+    outputs: T.Buffer  # [rows, head_dim], not yet divided by the sums
+    scores: T.Buffer  # [row_block, page_size]
+    weights: T.Buffer  # [row_block, weight_width]
+
+
+def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
+    """TVMScript statements: ``scratch(rows)``, ``start(...)`` and ``update(...)``.
+
+    A row is one query head of one token; row = token * group + head within the group.
     """
     isa, L, R, g, d = shape.isa, shape.isa.lanes, shape.row_block, shape.group, shape.head_dim
-    page, P = shape.page_size, shape.pair
-    key_block, key_vectors = shape.key_block, shape.key_block // L
-    dim_block, dim_vectors = shape.dim_block, shape.dim_block // L
+    page, P, ramp = shape.page_size, shape.pair, isa.ramp
+    key_block, dim_block = shape.key_block, shape.dim_block
     vectors = page // L
     scale = sm_scale * math.log2(math.e)
     fast = shape.dtype == "bfloat16"
     query_starts = vector_starts(isa, shape.query_width)
 
+    def scratch(rows: int):
+        return T.meta_var(
+            TaskScratch(
+                queries=T.sblock_alloc_buffer((rows, shape.query_width), shape.operand_dtype),
+                maxima=T.sblock_alloc_buffer((rows,), "float32"),
+                sums=T.sblock_alloc_buffer((rows, L), "float32"),
+                outputs=T.sblock_alloc_buffer((rows, d), "float32"),
+                scores=T.sblock_alloc_buffer((R, page), "float32"),
+                weights=T.sblock_alloc_buffer((R, shape.weight_width), shape.operand_dtype),
+            )
+        )
+
     @T.inline
-    def start(q, token0, head, num_rows, num_padded_rows, queries, maxima, sums, outputs):
+    def start(q, token0, head, num_rows, num_padded_rows, s):
         """Copy the queries of kv head ``head`` from token ``token0`` on and reset the state; padding rows are zero."""
         for r in T.serial(num_padded_rows):
             for v in T.serial(query_starts.count):
                 if r >= num_rows:
-                    queries[r, isa.ramp(query_starts[v])] = T.broadcast(T.cast(0, shape.operand_dtype), L)
+                    s.queries[r, ramp(query_starts[v])] = T.broadcast(T.cast(0, shape.operand_dtype), L)
                 elif shape.dot:
-                    queries[r, isa.ramp(query_starts[v])] = T.reinterpret(
+                    s.queries[r, ramp(query_starts[v])] = T.reinterpret(
                         f"int32x{L}", q[token0 + r // g, head * g + r % g, T.ramp(2 * query_starts[v], 1, 2 * L)]
                     )
                 else:
-                    queries[r, isa.ramp(query_starts[v])] = isa.load(q, token0 + r // g, head * g + r % g, query_starts[v])
-            maxima[r] = T.float32(_NEVER)
-            sums[r, isa.ramp(0)] = isa.zero()
+                    s.queries[r, ramp(query_starts[v])] = isa.load(
+                        q, token0 + r // g, head * g + r % g, query_starts[v]
+                    )
+            s.maxima[r] = T.float32(_NEVER)
+            s.sums[r, ramp(0)] = isa.zero()
             for v in T.serial(d // L):
-                outputs[r, isa.ramp(v * L)] = isa.zero()
+                s.outputs[r, ramp(v * L)] = isa.zero()
 
     @T.inline
-    def compute_scores(k_pages, head_page, next_head_page, queries, row0, scores):
+    def multiply(acc, width, operands, row0, word, pages, head_page, column, only_first):
+        """acc[row, :width] += operands[row0 + row, word] * pages[head_page, word, column:][:width] for a row block."""
+        for v in T.unroll(width // L):
+            for i in T.unroll(R):
+                acc[ramp(i * width + v * L)] = shape.multiply_add(
+                    acc[ramp(i * width + v * L)],
+                    operands,
+                    row0 + i,
+                    word,
+                    shape.page_words(pages, head_page, word, column + v * L, only_first),
+                )
+
+    @T.inline
+    def prefetch(pages, head_page, word, column, width):
+        for v in T.unroll(-(-width // _CACHE_LINE)):
+            T.evaluate(isa.prefetch(pages[head_page, word, column + v * _CACHE_LINE, 0]))
+
+    @T.inline
+    def compute_scores(k_pages, head_page, next_head_page, row0, s):
         for kb in T.serial(page // key_block):
             with T.sblock("scores"):
                 T.reads()
                 T.writes()
                 acc = stack_buffer(R * key_block)
-                for i in T.unroll(R):
-                    for v in T.unroll(key_vectors):
-                        acc[isa.ramp(i * key_block + v * L)] = isa.zero()
+                for v in T.unroll(R * key_block // L):
+                    acc[ramp(v * L)] = isa.zero()
                 for c in T.serial(d // P):
                     if row0 == 0:
-                        for v in T.unroll(-(-key_block // _CACHE_LINE)):
-                            T.evaluate(isa.prefetch(k_pages[next_head_page, c, kb * key_block + v * _CACHE_LINE, 0]))
-                    for v in T.unroll(key_vectors):
-                        for i in T.unroll(R):
-                            acc[isa.ramp(i * key_block + v * L)] = shape.multiply_add(
-                                acc[isa.ramp(i * key_block + v * L)],
-                                queries,
-                                row0 + i,
-                                c,
-                                shape.page_words(k_pages, head_page, c, kb * key_block + v * L),
-                            )
+                        prefetch(k_pages, next_head_page, c, kb * key_block, key_block)
+                    multiply(acc, key_block, s.queries, row0, c, k_pages, head_page, kb * key_block, only_first=False)
                 for i in T.unroll(R):
-                    for v in T.unroll(key_vectors):
-                        scores[i, isa.ramp(kb * key_block + v * L)] = acc[isa.ramp(i * key_block + v * L)]
+                    for v in T.unroll(key_block // L):
+                        s.scores[i, ramp(kb * key_block + v * L)] = acc[ramp(i * key_block + v * L)]
 
     @T.inline
-    def raise_maxima(scores, row0, maxima, sums, outputs):
+    def mask_scores(row0, visible0, s):
+        for i in T.serial(R):
+            for v in T.serial(vectors):
+                s.scores[i, ramp(v * L)] = T.Select(
+                    T.ramp(v * L, 1, L) < T.broadcast(visible0 + (row0 + i) // g, L),
+                    s.scores[i, ramp(v * L)],
+                    isa.splat(T.float32(_NEVER)),
+                )
+
+    @T.inline
+    def raise_maxima(row0, s):
         with T.sblock("maxima"):
             T.reads()
             T.writes()
@@ -90,107 +132,92 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
             raised = T.sblock_alloc_buffer((1,), "float32")
             factor = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
-                peak[i, isa.ramp(0)] = scores[i, isa.ramp(0)]
+                peak[i, ramp(0)] = s.scores[i, ramp(0)]
             for v in T.serial(1, vectors):
                 for i in T.unroll(R):
-                    peak[i, isa.ramp(0)] = isa.vmax(peak[i, isa.ramp(0)], scores[i, isa.ramp(v * L)])
+                    peak[i, ramp(0)] = isa.vmax(peak[i, ramp(0)], s.scores[i, ramp(v * L)])
             grown[0] = 0
             for i in T.unroll(R):
                 grown[0] = grown[0] | isa.greater_mask(
-                    peak[i, isa.ramp(0)], isa.splat((maxima[row0 + i] + T.float32(_RESCALE_AT)) * T.float32(1 / scale))
+                    peak[i, ramp(0)], isa.splat((s.maxima[row0 + i] + T.float32(_RESCALE_AT)) * T.float32(1 / scale))
                 )
             if grown[0] != 0:
                 for i in T.unroll(R):
-                    raised[0] = T.max(maxima[row0 + i], isa.hmax(peak[i, isa.ramp(0)]) * T.float32(scale))
-                    factor[isa.ramp(0)] = isa.exp2(isa.splat(maxima[row0 + i] - raised[0]))
-                    maxima[row0 + i] = raised[0]
-                    sums[row0 + i, isa.ramp(0)] = sums[row0 + i, isa.ramp(0)] * factor[isa.ramp(0)]
+                    raised[0] = T.max(s.maxima[row0 + i], isa.hmax(peak[i, ramp(0)]) * T.float32(scale))
+                    factor[ramp(0)] = isa.exp2(isa.splat(s.maxima[row0 + i] - raised[0]))
+                    s.maxima[row0 + i] = raised[0]
+                    s.sums[row0 + i, ramp(0)] = s.sums[row0 + i, ramp(0)] * factor[ramp(0)]
                     for v in T.serial(d // L):
-                        outputs[row0 + i, isa.ramp(v * L)] = outputs[row0 + i, isa.ramp(v * L)] * factor[isa.ramp(0)]
+                        s.outputs[row0 + i, ramp(v * L)] = s.outputs[row0 + i, ramp(v * L)] * factor[ramp(0)]
 
     @T.inline
-    def compute_weights(scores, row0, maxima, sums, weights):
+    def compute_weights(row0, s):
         with T.sblock("weights"):
             T.reads()
             T.writes()
             e = T.sblock_alloc_buffer((2, L), "float32")
             total = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
-                total[isa.ramp(0)] = sums[row0 + i, isa.ramp(0)]
+                total[ramp(0)] = s.sums[row0 + i, ramp(0)]
                 for w in T.unroll((vectors + 1) // 2):
                     for half in T.unroll(2):
                         if 2 * w + half < vectors:
-                            e[half, isa.ramp(0)] = isa.exp2(
-                                scores[i, isa.ramp((2 * w + half) * L)] * isa.splat(T.float32(scale))
-                                - isa.splat(maxima[row0 + i]),
+                            e[half, ramp(0)] = isa.exp2(
+                                s.scores[i, ramp((2 * w + half) * L)] * isa.splat(T.float32(scale))
+                                - isa.splat(s.maxima[row0 + i]),
                                 fast=fast,
                             )
-                            total[isa.ramp(0)] = total[isa.ramp(0)] + e[half, isa.ramp(0)]
+                            total[ramp(0)] = total[ramp(0)] + e[half, ramp(0)]
                             if not shape.dot:
-                                weights[i, isa.ramp((2 * w + half) * L)] = e[half, isa.ramp(0)]
+                                s.weights[i, ramp((2 * w + half) * L)] = e[half, ramp(0)]
                     if shape.dot:
-                        weights[i, isa.ramp(w * L)] = isa.pack_bf16(e[0, isa.ramp(0)], e[1, isa.ramp(0)])
-                sums[row0 + i, isa.ramp(0)] = total[isa.ramp(0)]
+                        s.weights[i, ramp(w * L)] = isa.pack_bf16(e[0, ramp(0)], e[1, ramp(0)])
+                s.sums[row0 + i, ramp(0)] = total[ramp(0)]
 
     @T.inline
-    def accumulate_values(v_pages, head_page, next_head_page, weights, row0, num_visible, outputs):
+    def accumulate_values(v_pages, head_page, next_head_page, row0, num_visible, s):
         for db in T.serial(d // dim_block):
             with T.sblock("values"):
                 T.reads()
                 T.writes()
                 acc = stack_buffer(R * dim_block)
                 for i in T.unroll(R):
-                    for v in T.unroll(dim_vectors):
-                        acc[isa.ramp(i * dim_block + v * L)] = outputs[row0 + i, isa.ramp(db * dim_block + v * L)]
+                    for v in T.unroll(dim_block // L):
+                        acc[ramp(i * dim_block + v * L)] = s.outputs[row0 + i, ramp(db * dim_block + v * L)]
                 for t in T.serial(num_visible // P):
                     if row0 == 0:
-                        for v in T.unroll(-(-dim_block // _CACHE_LINE)):
-                            T.evaluate(isa.prefetch(v_pages[next_head_page, t, db * dim_block + v * _CACHE_LINE, 0]))
-                    for v in T.unroll(dim_vectors):
-                        for i in T.unroll(R):
-                            acc[isa.ramp(i * dim_block + v * L)] = shape.multiply_add(
-                                acc[isa.ramp(i * dim_block + v * L)],
-                                weights,
-                                i,
-                                t,
-                                shape.page_words(v_pages, head_page, t, db * dim_block + v * L),
-                            )
+                        prefetch(v_pages, next_head_page, t, db * dim_block, dim_block)
+                    multiply(acc, dim_block, s.weights, 0, t, v_pages, head_page, db * dim_block, only_first=False)
                 if num_visible % P > 0:
-                    for v in T.unroll(dim_vectors):
-                        for i in T.unroll(R):
-                            acc[isa.ramp(i * dim_block + v * L)] = shape.multiply_add(
-                                acc[isa.ramp(i * dim_block + v * L)],
-                                weights,
-                                i,
-                                num_visible // P,
-                                shape.first_of_pair(
-                                    shape.page_words(v_pages, head_page, num_visible // P, db * dim_block + v * L)
-                                ),
-                            )
+                    multiply(
+                        acc,
+                        dim_block,
+                        s.weights,
+                        0,
+                        num_visible // P,
+                        v_pages,
+                        head_page,
+                        db * dim_block,
+                        only_first=True,
+                    )
                 for i in T.unroll(R):
-                    for v in T.unroll(dim_vectors):
-                        outputs[row0 + i, isa.ramp(db * dim_block + v * L)] = acc[isa.ramp(i * dim_block + v * L)]
+                    for v in T.unroll(dim_block // L):
+                        s.outputs[row0 + i, ramp(db * dim_block + v * L)] = acc[ramp(i * dim_block + v * L)]
 
     @T.inline
-    def update(
-        k_pages, v_pages, head_page, next_head_page, queries, row0, visible0, num_rows, maxima, sums, outputs, scores, weights):
-        """Rows row0 .. row0 + row_block meet a page, of which row r sees the first visible0 + r // group entries.
+    def update(k_pages, v_pages, head_page, next_head_page, row0, visible0, num_rows, s):
+        """The row block from ``row0`` on meets a page, of which row r sees the first ``visible0 + r // group`` entries.
 
-        Entries that none of the rows below ``num_rows`` sees have no influence, whatever they hold.
+        What the page holds beyond the entries that rows below ``num_rows`` see has no influence, be it NaN. The first
+        row block asks for ``next_head_page`` meanwhile.
         """
         num_visible: T.let = T.min(visible0 + (T.min(row0 + R, num_rows) - 1) // g, page)
         if num_visible > 0:
-            compute_scores(k_pages, head_page, next_head_page, queries, row0, scores)
+            compute_scores(k_pages, head_page, next_head_page, row0, s)
             if visible0 + row0 // g < page:
-                for i in T.serial(R):
-                    for v in T.serial(vectors):
-                        scores[i, isa.ramp(v * L)] = T.Select(
-                            T.ramp(v * L, 1, L) < T.broadcast(T.min(visible0 + (row0 + i) // g, num_visible), L),
-                            scores[i, isa.ramp(v * L)],
-                            isa.splat(T.float32(_NEVER)),
-                        )
-            raise_maxima(scores, row0, maxima, sums, outputs)
-            compute_weights(scores, row0, maxima, sums, weights)
-            accumulate_values(v_pages, head_page, next_head_page, weights, row0, num_visible, outputs)
+                mask_scores(row0, visible0, s)
+            raise_maxima(row0, s)
+            compute_weights(row0, s)
+            accumulate_values(v_pages, head_page, next_head_page, row0, num_visible, s)
 
-    return SimpleNamespace(start=start, update=update)
+    return SimpleNamespace(scratch=scratch, start=start, update=update)

@@ -24,13 +24,15 @@ def attention_decode(
 
     q, out : dtype [B, H, d]; every sequence has one new token, so query_indptr and tiles are not read.
 
-    A task is a (sequence, key/value head, split): its query heads share every load of K and V, and it leaves the unnormalised
-    output, the maximum and the sum of its pages in a temporary buffer; a second loop merges the ``num_splits`` parts.
+    A task is a (sequence, key/value head, split): its query heads share every load of K and V, and it leaves the
+    unnormalised output, the maximum and the sum of its pages in a temporary buffer; a second loop merges the
+    ``num_splits`` parts.
     """
     g = num_attention_heads // num_key_value_heads
     R = -(-g // -(-g // _MAX_ROW_BLOCK))  # the fewest blocks of at most 8 rows, all about the same size
     shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, R)
     block = attention_block(shape, sm_scale)
+    ramp = isa.ramp
     H, G, d, P, L, S = num_attention_heads, num_key_value_heads, head_dim, shape.pair, isa.lanes, num_splits
     num_blocks = -(-g // R)
     rows = num_blocks * R
@@ -72,19 +74,14 @@ def attention_decode(
                     with T.sblock("part"):
                         T.reads()
                         T.writes()
-                        queries = T.sblock_alloc_buffer((rows, shape.query_width), shape.operand_dtype)
-                        maxima = T.sblock_alloc_buffer((rows,), "float32")
-                        sums = T.sblock_alloc_buffer((rows, L), "float32")
-                        outputs = T.sblock_alloc_buffer((rows, d), "float32")
-                        scores = T.sblock_alloc_buffer((R, page_size), "float32")
-                        weights = T.sblock_alloc_buffer((R, shape.weight_width), shape.operand_dtype)
+                        scratch = block.scratch(rows)
                         split: T.let = T.cast(task % S, "int32")
                         sequence: T.let = task // S // G
                         head: T.let = task // S % G
                         length: T.let = kv_lengths[head, sequence]
                         num_head_pages: T.let = (length + page_size - 1) // page_size
                         page0: T.let = num_head_pages * split // S
-                        block.start(q, sequence, head, g, rows, queries, maxima, sums, outputs)
+                        block.start(q, sequence, head, g, rows, scratch)
                         page_end: T.let = num_head_pages * (split + 1) // S
                         indices0: T.let = page_indptr[head, sequence]
                         for p in T.serial(page0, page_end):
@@ -96,21 +93,16 @@ def attention_decode(
                                     v_pages,
                                     head_page,
                                     next_head_page,
-                                    queries,
                                     r * R,
                                     length - p * page_size,
                                     g,
-                                    maxima,
-                                    sums,
-                                    outputs,
-                                    scores,
-                                    weights,
+                                    scratch,
                                 )
                         for r in T.serial(g):
-                            part_maxima[task // S, split, r] = maxima[r]
-                            part_sums[task // S, split, r] = isa.hsum(sums[r, isa.ramp(0)])
+                            part_maxima[task // S, split, r] = scratch.maxima[r]
+                            part_sums[task // S, split, r] = isa.hsum(scratch.sums[r, ramp(0)])
                             for v in T.serial(d // L):
-                                part_outputs[task // S, split, r, isa.ramp(v * L)] = outputs[r, isa.ramp(v * L)]
+                                part_outputs[task // S, split, r, ramp(v * L)] = scratch.outputs[r, ramp(v * L)]
                 for row in T.parallel(batch_size * H):
                     with T.sblock("merge"):
                         T.reads()
@@ -122,19 +114,19 @@ def attention_decode(
                         maximum[0] = part_maxima[row // g, 0, row % g]
                         for s in T.serial(1, S):
                             maximum[0] = T.max(maximum[0], part_maxima[row // g, s, row % g])
-                        total[isa.ramp(0)] = isa.zero()
+                        total[ramp(0)] = isa.zero()
                         for s in T.serial(S):
-                            factors[s, isa.ramp(0)] = isa.exp2(isa.splat(part_maxima[row // g, s, row % g] - maximum[0]))
-                            total[isa.ramp(0)] = (
-                                total[isa.ramp(0)] + isa.splat(part_sums[row // g, s, row % g]) * factors[s, isa.ramp(0)]
+                            factors[s, ramp(0)] = isa.exp2(isa.splat(part_maxima[row // g, s, row % g] - maximum[0]))
+                            total[ramp(0)] = (
+                                total[ramp(0)] + isa.splat(part_sums[row // g, s, row % g]) * factors[s, ramp(0)]
                             )
                         for v in T.serial(d // L):
-                            merged[isa.ramp(0)] = isa.zero()
+                            merged[ramp(0)] = isa.zero()
                             for s in T.serial(S):
-                                merged[isa.ramp(0)] = (
-                                    merged[isa.ramp(0)]
-                                    + part_outputs[row // g, s, row % g, isa.ramp(v * L)] * factors[s, isa.ramp(0)]
+                                merged[ramp(0)] = (
+                                    merged[ramp(0)]
+                                    + part_outputs[row // g, s, row % g, ramp(v * L)] * factors[s, ramp(0)]
                                 )
-                            isa.store(out, merged[isa.ramp(0)] / total[isa.ramp(0)], row // H, row % H, v * L)
+                            isa.store(out, merged[ramp(0)] / total[ramp(0)], row // H, row % H, v * L)
 
     return attention_decode

@@ -23,17 +23,20 @@ def attention_prefill(
     """(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out).
 
     q, out : dtype [n, H, d]
-    k_pages : dtype [head pages, d / P, page_size, P], v_pages : dtype [head pages, page_size / P, d, P]; P = 2 for bfloat16, else 1
+    k_pages : dtype [head pages, d / P, page_size, P], v_pages : dtype [head pages, page_size / P, d, P]; P is 2 for
+        bfloat16, else 1
     query_indptr : int32 [B + 1], tiles : int32 [tiles, 2] of (sequence, first row) for tiles of 64 rows
     page_indptr : int32 [G, B + 1] into page_indices int32 [T], kv_lengths : int32 [G, B] with the new tokens
 
-    Row j of the n_b new tokens of sequence b sees the entries [0, kv_lengths[h, b] - n_b + j + 1) of its key/value head h.
+    Row j of the n_b new tokens of sequence b sees the entries [0, kv_lengths[h, b] - n_b + j + 1) of key/value head h.
     A task is a (key/value head, tile); its query heads meet each page together, while it is in the L1 cache.
     head_dim and page_size are multiples of 16, sm_scale is positive.
     """
     shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK)
     block = attention_block(shape, sm_scale)
-    H, G, d, g, P, L, R = num_attention_heads, num_key_value_heads, head_dim, shape.group, shape.pair, isa.lanes, _ROW_BLOCK
+    ramp = isa.ramp
+    H, G, d, P = num_attention_heads, num_key_value_heads, head_dim, shape.pair
+    g, L, R = shape.group, isa.lanes, _ROW_BLOCK
     max_rows = -(-QUERY_TILE * g // R) * R
 
     @T.prim_func(s_tir=True)
@@ -71,12 +74,7 @@ def attention_prefill(
                     with T.sblock("task"):
                         T.reads()
                         T.writes()
-                        queries = T.sblock_alloc_buffer((max_rows, shape.query_width), shape.operand_dtype)
-                        maxima = T.sblock_alloc_buffer((max_rows,), "float32")
-                        sums = T.sblock_alloc_buffer((max_rows, L), "float32")
-                        outputs = T.sblock_alloc_buffer((max_rows, d), "float32")
-                        scores = T.sblock_alloc_buffer((R, page_size), "float32")
-                        weights = T.sblock_alloc_buffer((R, shape.weight_width), shape.operand_dtype)
+                        scratch = block.scratch(max_rows)
                         head: T.let = task // num_tiles
                         sequence: T.let = tiles[task % num_tiles, 0]
                         first: T.let = tiles[task % num_tiles, 1]
@@ -86,33 +84,23 @@ def attention_prefill(
                         num_rows: T.let = num_tokens * g
                         num_blocks: T.let = (num_rows + R - 1) // R
                         visible0: T.let = kv_lengths[head, sequence] - num_new + first + 1
-                        block.start(q, token0, head, num_rows, num_blocks * R, queries, maxima, sums, outputs)
+                        block.start(q, token0, head, num_rows, num_blocks * R, scratch)
                         num_head_pages: T.let = (visible0 + num_tokens - 1 + page_size - 1) // page_size
                         indices0: T.let = page_indptr[head, sequence]
                         for p in T.serial(num_head_pages):
                             head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
-                            next_head_page: T.let = T.cast(page_indices[indices0 + T.min(p + 1, num_head_pages - 1)], "int64")
+                            next_head_page: T.let = T.cast(
+                                page_indices[indices0 + T.min(p + 1, num_head_pages - 1)], "int64"
+                            )
                             for r in T.serial(num_blocks):
+                                visible: T.let = visible0 - p * page_size
                                 block.update(
-                                    k_pages,
-                                    v_pages,
-                                    head_page,
-                                    next_head_page,
-                                    queries,
-                                    r * R,
-                                    visible0 - p * page_size,
-                                    num_rows,
-                                    maxima,
-                                    sums,
-                                    outputs,
-                                    scores,
-                                    weights,
+                                    k_pages, v_pages, head_page, next_head_page, r * R, visible, num_rows, scratch
                                 )
                         for r in T.serial(num_rows):
-                            norm: T.let = T.float32(1) / isa.hsum(sums[r, isa.ramp(0)])
+                            norm: T.let = T.float32(1) / isa.hsum(scratch.sums[r, ramp(0)])
                             for v in T.serial(d // L):
-                                isa.store(
-                                    out, outputs[r, isa.ramp(v * L)] * isa.splat(norm), token0 + r // g, head * g + r % g, v * L
-                                )
+                                value: T.let = scratch.outputs[r, ramp(v * L)] * isa.splat(norm)
+                                isa.store(out, value, token0 + r // g, head * g + r % g, v * L)
 
     return attention_prefill

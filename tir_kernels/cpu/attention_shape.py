@@ -15,8 +15,8 @@ def _largest_divisor(n: int, limit: int) -> int:
 class AttentionShape:
     """Query rows are processed in blocks of ``row_block``; a row is one query head of one token.
 
-    bfloat16 words are multiplied as they are where the CPU has a bfloat16 dot product; elsewhere each word is split into two
-    float32 vectors, and queries and softmax weights are float32.
+    bfloat16 words are multiplied as they are where the CPU has a bfloat16 dot product; elsewhere each word is split
+    into two float32 vectors, and queries and softmax weights are float32.
     """
 
     num_attention_heads: int
@@ -83,11 +83,13 @@ class AttentionShape:
         acc = acc + self.isa.splat(scratch[row, 2 * word]) * lower
         return acc + self.isa.splat(scratch[row, 2 * word + 1]) * upper
 
-    def page_words(self, pages, page, row, column):
-        """The vector of words of ``pages`` from [page, row, column] on: int32 for bfloat16, else float32."""
-        vector = pages[page, row, column, T.ramp(0, 1, self.pair * self.isa.lanes)]
-        return vector if self.pair == 1 else T.reinterpret(f"int32x{self.isa.lanes}", vector)
+    def page_words(self, pages, page, row, column, only_first: bool):
+        """The vector of words of ``pages`` from [page, row, column] on: int32 for bfloat16, else float32.
 
-    def first_of_pair(self, words):
-        """``words`` without the element of the odd entry; float32 words have only one entry."""
-        return words if self.pair == 1 else T.bitwise_and(words, self.isa.splat(T.int32(0xFFFF)))
+        ``only_first`` clears the second element of each word.
+        """
+        vector = pages[page, row, column, T.ramp(0, 1, self.pair * self.isa.lanes)]
+        if self.pair == 1:
+            return vector
+        words = T.reinterpret(f"int32x{self.isa.lanes}", vector)
+        return T.bitwise_and(words, self.isa.splat(T.int32(0xFFFF))) if only_first else words

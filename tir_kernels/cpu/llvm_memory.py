@@ -17,7 +17,7 @@ define i32 @x_prefetch(ptr %p) {
 
 
 def _transpose(n: int) -> str:
-    """log2(n) stages; the stage of distance s exchanges the s x s squares beside the diagonal of each 2s x 2s square."""
+    """log2(n) stages; stage s exchanges the s x s squares beside the diagonal of each 2s x 2s square."""
     lines = ["define i32 @x_transpose(ptr %dst, i64 %dst_stride, ptr %src, i64 %src_stride) {"]
     for i in range(n):
         lines += [

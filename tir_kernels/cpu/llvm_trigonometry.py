@@ -1,4 +1,4 @@
-"""LLVM IR of sin and cos for float32 vectors, as RoPE needs them: angles of up to 1e7 radians, absolute error below 2e-7.
+"""LLVM IR of sin and cos for float32 vectors, as RoPE needs them: absolute error below 2e-7 up to 1e7 radians.
 
 The angle is reduced to [-pi/4, pi/4] in float64, where one multiple of pi/2 is exact enough (1e7 * 2**-53 = 1e-9); the
 polynomials are the single-precision ones of the Cephes library (sinf.c).
@@ -12,7 +12,7 @@ _ROUND = 1.5 * 2.0**52  # adding it leaves the rounded integer in the low bits o
 
 
 def trigonometry_ir(n: int, splat, float_literal) -> str:
-    """``x_sin`` and ``x_cos`` for vectors of ``n`` float32; ``splat(n, type, text)`` and ``float_literal(value)`` make constants."""
+    """``x_sin`` and ``x_cos`` of ``n`` float32; ``splat(n, type, text)`` and ``float_literal(value)`` are text."""
 
     def f32(value: float) -> str:
         return splat(n, "float", float_literal(value))

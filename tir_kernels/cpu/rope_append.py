@@ -27,8 +27,8 @@ def rope_append(
 
     RoPE is the rotate-half form on the first ``rotary_dim`` dimensions. P is 2 for bfloat16 and 1 for float32.
 
-    A task owns a run of tokens of one key/value head. Two tasks may own the two bfloat16 of one 32-bit word of v_pages, so a
-    word is only stored whole by a task that owns both; else each half is stored by itself, which loses no neighbour.
+    A task owns a run of tokens of one key/value head. Two tasks may own the two bfloat16 of one 32-bit word of v_pages,
+    so a word is only stored whole by a task that owns both; else each half is stored alone, which loses no neighbour.
     """
     H, G, d = num_attention_heads, num_key_value_heads, head_dim
     g = H // G
@@ -46,7 +46,7 @@ def rope_append(
 
     @T.inline
     def rotate(qkv, cos_sin, token, head, out, out_row):
-        """out[out_row, :] = RoPE of one head of one token; out_row is a tuple of indices, uint16 holds bfloat16."""
+        """out[out_row, :] = RoPE of one head of one token; ``out_row`` is a tuple, a uint16 ``out`` holds bfloat16."""
         for v in T.unroll(rotated.count):
             j: T.let = rotated[v]
             x: T.let = isa.load(qkv, token, head, j)
@@ -63,7 +63,9 @@ def rope_append(
         """L consecutive tokens into L consecutive entries of one page."""
         for v in T.serial(words.count):
             T.evaluate(
-                isa.transpose(k_pages[page, words[v], offset, 0], T.int64(page_size), keys[0, words[v] * P], T.int64(d // P))
+                isa.transpose(
+                    k_pages[page, words[v], offset, 0], T.int64(page_size), keys[0, words[v] * P], T.int64(d // P)
+                )
             )
         if P == 1:
             for i in T.serial(L):
@@ -124,7 +126,14 @@ def rope_append(
                             broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
                         if broken[0] == 0:
                             store_run(
-                                qkv, keys, token0, head, k_pages, v_pages, T.cast(first // page_size, "int64"), first % page_size
+                                qkv,
+                                keys,
+                                token0,
+                                head,
+                                k_pages,
+                                v_pages,
+                                T.cast(first // page_size, "int64"),
+                                first % page_size,
                             )
                         else:
                             for i in T.serial(num_tokens):

@@ -10,8 +10,8 @@ from .vector_ranges import isa_for_width, vector_starts
 def rope_table(rotary_dim: int, isa: VectorISA, attention_scaling: float = 1.0) -> PrimFunc:
     """positions int32 [n], inv_freq float32 [rotary_dim / 2] -> float32 [n, rotary_dim], cos before sin.
 
-    The angle is the float32 product of position and frequency, as in Hugging Face transformers; its cos and sin are within
-    1e-6 for angles of up to 1e7 radians and are multiplied by ``attention_scaling`` (YaRN and LongRoPE).
+    The angle is the float32 product of position and frequency, as in Hugging Face transformers; its cos and sin are
+    within 1e-6 for angles of up to 1e7 radians and are multiplied by ``attention_scaling`` (YaRN and LongRoPE).
     """
     half = rotary_dim // 2
     isa = isa_for_width(isa, half)

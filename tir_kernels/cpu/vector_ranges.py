@@ -9,7 +9,7 @@ from .isa import VectorISA
 
 @dataclass(frozen=True)
 class VectorStarts:
-    """First elements of the vectors that cover ``width`` elements: the last vector overlaps the one before if it has to.
+    """First elements of the vectors that cover ``width`` elements; the last overlaps the one before if it has to.
 
     Only for operations that may write an element twice.
     """
