@@ -9,10 +9,11 @@ name            dtype     packed shape          place of W[32*b + r, k]
 ==============  ========  ====================  =====================================================================
 ``f32_n32``     float32   [NB, K, 32]           [b, k, r]
 ``bf16_n32k2``  bfloat16  [NB, K // 2, 32, 2]   [b, k // 2, r, k % 2]
-``q4_n32g32``   int32     [NB, K // 32, 144]    4-bit q at bits 16*(k % 2) + 4*(k // 2 % 4) of word
+``q4_n32g32``   int32     [NB, K // 32, 160]    4-bit q at bits 16*(k % 2) + 4*(k // 2 % 4) of word
                                                 32*(k % 32 // 8) + r of [b, k // 32]; words 128..143 are the 32
-                                                float16 scales, that of row 2*i in the low half of word 128 + i;
-                                                the value is scale[r] * (q - 8)
+                                                float16 scales, that of row 2*i in the low half of word 128 + i,
+                                                words 144..159 the 32 float16 minima likewise; the value is
+                                                scale[r] * q + minimum[r] (5 bits a weight)
 ==============  ========  ====================  =====================================================================
 
 The nibbles lie so that ``(word >> 4*j) & 0x000F000F | 0x43004300`` is a pair of bfloat16 values 128 + q of
@@ -28,10 +29,13 @@ import ml_dtypes
 import numpy as np
 
 from runtime.errors import UserError
+from tir_kernels.quantize_q4 import quantize_groups
 
 PANEL_ROWS = 32
 GROUP = 32
-_SCALE_WORD = 128  # first of the words that hold scales
+_SCALE_WORD = 128  # first of a group's words that hold scales
+_MINIMUM_WORD = _SCALE_WORD + PANEL_ROWS // 2
+_GROUP_WORDS = _MINIMUM_WORD + PANEL_ROWS // 2
 _BLOCK_ELEMENTS = 1 << 16  # a block's float32 temporaries stay in the cache
 
 
@@ -122,71 +126,19 @@ def _unpack_bf16(packed: np.ndarray) -> np.ndarray:
     return packed.transpose(0, 2, 1, 3).reshape(b, r, 2 * k2).astype(np.float32)
 
 
-# Divisors of the element of largest magnitude, which give the scales to try. -8 is the rule of GGUF's Q4_0.
-_SEARCH_DIVISORS = (-8.0, -7.5, -7.0, -8.6, -9.3, 7.0, 7.6)
-# If a group is exactly float16 * (-8..7), its scale is one of these parts of the extreme element.
-_EXACT_DIVISORS = (-8.0, 7.0, -7.0, 6.0, -6.0, 5.0, -5.0, 4.0, -4.0, 3.0, -3.0, 2.0, -2.0, 1.0, -1.0)
-
-
-def _quantize_with(w: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The integers -8..7 nearest to w [GROUP, n] / scale [n] as float32."""
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale != 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
-    q = w * inverse
-    np.rint(q, out=q)
-    return np.clip(q, -8, 7, out=q)
-
-
-def _least_squares_scales(w: np.ndarray, extreme: np.ndarray) -> np.ndarray:
-    """Scales [n] that give groups w [GROUP, n] a small squared error.
-
-    With the integers q fixed, the best scale is <w,q>/<q,q>; it lowers the squared error by gain = <w,q>^2/<q,q>.
-    """
-    best_gain, best_scale = np.zeros_like(extreme), np.zeros_like(extreme)
-    for divisor in _SEARCH_DIVISORS:
-        q = _quantize_with(w, extreme / np.float32(divisor))
-        wq = (w * q).sum(0)
-        qq = np.square(q, out=q).sum(0)
-        scale = np.divide(wq, qq, out=np.zeros_like(wq), where=qq > 0)
-        better = wq * scale > best_gain
-        best_gain[better] = (wq * scale)[better]
-        best_scale[better] = scale[better]
-    return best_scale
-
-
-def _use_exact_scales(w: np.ndarray, extreme: np.ndarray, scales: np.ndarray) -> None:
-    """Overwrite ``scales`` [n] where a float16 scale represents its group of w [GROUP, n] exactly."""
-    for divisor in _EXACT_DIVISORS:
-        scale = extreme / np.float32(divisor)
-        maybe = np.flatnonzero((scale.astype(np.float16) == scale) & (scale != 0))
-        probe = w[:4, maybe]  # four elements rule out nearly every group that is not exact
-        maybe = maybe[(probe == scale[maybe] * np.rint(probe / scale[maybe])).all(0)]
-        exact = maybe[(scale[maybe] * _quantize_with(w[:, maybe], scale[maybe]) == w[:, maybe]).all(0)]
-        scales[exact] = scale[exact]
-
-
-def _quantize_groups(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups w [GROUP, n] -> (q in 0..15 [GROUP, n], float16 scales [n])."""
-    high, low = w.max(0), w.min(0)
-    extreme = np.where(high > -low, high, low)
-    scales = _least_squares_scales(w, extreme)
-    _use_exact_scales(w, extreme, scales)
-    scales = scales.astype(np.float16)
-    return (_quantize_with(w, scales.astype(np.float32)) + 8).astype(np.uint32), scales
-
-
 def _pack_q4(panels: np.ndarray) -> np.ndarray:
     b, r, k = panels.shape
     groups = panels.reshape(b, r, k // GROUP, GROUP).transpose(3, 0, 2, 1).reshape(GROUP, -1)
-    q, scales = _quantize_groups(np.ascontiguousarray(groups))
-    q = q.reshape(4, 4, 2, -1)
+    q, scales, minima = quantize_groups(np.ascontiguousarray(groups))
+    q = q.astype(np.uint32).reshape(4, 4, 2, -1)
     words = np.zeros((4, q.shape[-1]), np.uint32)
     for j in range(4):
         for e in range(2):
             words |= q[:, j, e] << np.uint32(16 * e + 4 * j)
-    packed = np.empty((b, k // GROUP, _SCALE_WORD + PANEL_ROWS // 2), np.uint32)
+    packed = np.empty((b, k // GROUP, _GROUP_WORDS), np.uint32)
     packed[..., :_SCALE_WORD] = words.reshape(4, b, k // GROUP, r).transpose(1, 2, 0, 3).reshape(b, k // GROUP, -1)
-    packed[..., _SCALE_WORD:] = scales.reshape(b, k // GROUP, r).view(np.uint32)
+    packed[..., _SCALE_WORD:_MINIMUM_WORD] = scales.reshape(b, k // GROUP, r).view(np.uint32)
+    packed[..., _MINIMUM_WORD:] = minima.reshape(b, k // GROUP, r).view(np.uint32)
     return packed.view(np.int32)
 
 
@@ -195,8 +147,9 @@ def _unpack_q4(packed: np.ndarray) -> np.ndarray:
     words = packed[..., :_SCALE_WORD].reshape(b, g, 4, 1, 1, PANEL_ROWS)
     shifts = np.arange(4)[:, None, None] * 4 + np.arange(2)[:, None] * 16
     q = (words >> shifts) & 15  # [b, g, t, j, e, r]
-    scales = np.ascontiguousarray(packed[..., _SCALE_WORD:]).view(np.float16).astype(np.float32)  # [b, g, r]
-    values = (q.reshape(b, g, GROUP, PANEL_ROWS) - 8).astype(np.float32) * scales[:, :, None, :]
+    halves = np.ascontiguousarray(packed[..., _SCALE_WORD:]).view(np.float16).astype(np.float32)
+    scales, minima = np.split(halves[:, :, None, :], 2, axis=-1)  # [b, g, 1, r]
+    values = q.reshape(b, g, GROUP, PANEL_ROWS).astype(np.float32) * scales + minima
     return values.transpose(0, 3, 1, 2).reshape(b, PANEL_ROWS, g * GROUP)
 
 
@@ -209,7 +162,7 @@ FORMATS: dict[str, WeightFormat] = {
             "q4_n32g32",
             "int32",
             GROUP,
-            lambda k: (k // GROUP, _SCALE_WORD + PANEL_ROWS // 2),
+            lambda k: (k // GROUP, _GROUP_WORDS),
             _pack_q4,
             _unpack_q4,
         ),

@@ -190,7 +190,7 @@ def test_a_matrix_with_another_use_stays_plain():
 
 def test_the_plan_gives_packed_shapes():
     assert weight_plan(Before, weight_format("q4bf16_1")) == [
-        StoredParam((96, 64), (3, 2, 144), "int32", "q4_n32g32"),
-        StoredParam((128, 64), (4, 2, 144), "int32", "q4_n32g32"),
+        StoredParam((96, 64), (3, 2, 160), "int32", "q4_n32g32"),
+        StoredParam((128, 64), (4, 2, 160), "int32", "q4_n32g32"),
         StoredParam((128,), (128,), "bfloat16", "plain"),
     ]

@@ -96,9 +96,10 @@ def test_tensor_cache_json(tmp_path, monkeypatch):
     )
 
 
-def test_gguf_q4_0_stays_as_it_is(tmp_path):
+@pytest.mark.parametrize("q4", [gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1])
+def test_gguf_of_four_bits_stays_as_it_is(tmp_path, q4):
     config = tiny("qwen2", num_hidden_layers=1, vocab_size=64, tie_word_embeddings=True)
-    source, q4 = random_source(config), gguf.GGMLQuantizationType.Q4_0
+    source = random_source(config)
     name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 1)
     tensors = {
         name_map.get_name(name, (".weight", ".bias")): quantized(array, q4) if array.ndim == 2 else array

@@ -2,8 +2,8 @@
 
 Error bounds: a sum of k products in float32 is within (k + 2) * 2**-24 of the sum of their magnitudes whatever the
 order, and rounding the result to bfloat16 adds 2**-8 of it. Few rows multiply 4-bit weights as 128 + q and correct by
-136 times the sum of x: magnitudes are those of x * scale * 279, but only over the 32 products of a group; then K / 32
-groups are added.
+128 times the sum of x: magnitudes are those of x * (scale * 271 + minimum), but only over the 32 products of a group;
+then K / 32 groups are added.
 """
 
 import re
@@ -45,16 +45,18 @@ def _run(module, arrays: list, out_shape: tuple, out_dtype: str) -> np.ndarray:
 def _weight(n: int, k: int, format_name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A packed weight, its float64 values, and per value the error that it may add to a sum, per unit of abs(x).
 
-    4-bit weights have scales of three bits, so that scale * (q - 8) is a bfloat16 and every kernel path is exact.
+    4-bit weights have scales of three bits and minima that are multiples of them, so that scale * q + minimum is a
+    bfloat16 and every kernel path is exact.
     """
     rng = np.random.default_rng(n)
     values = rng.standard_normal((n, k)).astype(np.float32)
     if format_name == "q4_n32g32":
         scale = rng.integers(4, 8, (n, k // 32, 1)) * rng.choice([-1.0, 1.0], (n, k // 32, 1)) / 32
-        values = (scale * rng.integers(-8, 8, (n, k // 32, 32))).reshape(n, k).astype(np.float32)
+        minimum = scale * rng.integers(-12, -2, scale.shape)
+        values = (scale * rng.integers(0, 16, (n, k // 32, 32)) + minimum).reshape(n, k).astype(np.float32)
         packed = FORMATS[format_name].pack(values)
         assert (FORMATS[format_name].unpack(packed, n, k) == values).all()
-        errors = np.repeat(np.abs(scale) * 279, 32, axis=2).reshape(n, k)
+        errors = np.repeat(np.abs(scale) * 271 + np.abs(minimum), 32, axis=2).reshape(n, k)
         return packed, values.astype(np.float64), (34 + k // 32) * FLOAT32_UNIT * errors
     packed = FORMATS[format_name].pack(values)
     values = FORMATS[format_name].unpack(packed, n, k).astype(np.float64)

@@ -61,10 +61,12 @@ def _unpack_row(weight: Q4Weight, y: T.Buffer, token, panel, lane) -> None:
     isa = weight.isa
     values = stack_buffer(GROUP)
     with T.serial(weight.num_groups) as group:
-        scale = T.Bind(isa.splat(weight.scale(panel, group, lane)))
+        scale, minimum = (
+            T.Bind(isa.splat(value(panel, group, lane))) for value in (weight.scale, weight.minimum)
+        )
         for k in range(GROUP):
             nibbles = weight.packed[panel, group, k // 8 * PANEL_ROWS + lane]
             q = T.bitwise_and(T.shift_right(nibbles, k % 2 * 16 + k % 8 // 2 * 4), 15)
-            T.buffer_store(values, T.cast(q - 8, "float32"), [k])
+            T.buffer_store(values, T.cast(q, "float32"), [k])
         for first in range(0, GROUP, isa.lanes):
-            isa.store(y, values[isa.ramp(first)] * scale, token, group * GROUP + first)
+            isa.store(y, values[isa.ramp(first)] * scale + minimum, token, group * GROUP + first)

@@ -1,7 +1,8 @@
 """4-bit weights (format ``q4_n32g32``) inside linear kernels: multiplied as they are for few rows, else unpacked once.
 
-With w = scale * (q - 8), a group of 32 k adds scale * (sum x * (128 + q) - 136 * sum x): 128 + q is a bfloat16 whose
-low mantissa bits are the nibble q, so that a shift, an and, and an or make a vector of pairs of weights.
+With w = scale * q + minimum, a group of 32 k adds scale * (sum x * (128 + q) - 128 * sum x) + minimum * sum x: 128 + q
+is a bfloat16 whose low mantissa bits are the nibble q, so that a shift, an and, and an or make a vector of pairs of
+weights.
 """
 
 from tvm.script import tirx as T
@@ -13,12 +14,12 @@ from .isa import VectorISA
 from .scratch import stack_buffer
 
 _GROUP_WORDS = GROUP // 2  # bfloat16 pairs
-_OFFSET = 136.0  # 128 of the bfloat16 whose low bits are the nibble, 8 of the format
-_FIRST_SCALE = 256  # of a group's 288 uint16
+_OFFSET = 128.0  # of the bfloat16 whose low bits are the nibble
+_FIRST_SCALE, _FIRST_MINIMUM = 256, 288  # of a group's 320 uint16
 
 
 class Q4Weight:
-    """A packed weight parameter int32 [NB, K // 32, 144]; constructing it declares the view that holds the scales."""
+    """A packed weight parameter int32 [NB, K // 32, 160]; constructing it declares the view of the scales and minima."""
 
     def __init__(self, isa: VectorISA, packed: T.Buffer):
         num_panels, num_groups, words = (int(extent) for extent in packed.shape)
@@ -31,11 +32,17 @@ class Q4Weight:
         """float32 vector: the scales of rows first_row .. of ``panel``."""
         return T.Bind(self.isa.from_f16(self.halves[panel, group, self.isa.ramp(_FIRST_SCALE + first_row)]))
 
+    def minima(self, panel, group, first_row):
+        """float32 vector: the minima of rows first_row .. of ``panel``."""
+        return T.Bind(self.isa.from_f16(self.halves[panel, group, self.isa.ramp(_FIRST_MINIMUM + first_row)]))
+
     def scale(self, panel, group, row):
         """float32: the scale of one row of ``panel``."""
-        bits = T.cast(self.halves[panel, group, _FIRST_SCALE + row], "int32")
-        magnitude = T.reinterpret("float32", T.shift_left(T.bitwise_and(bits, 0x7FFF), 13)) * T.float32(2.0**112)
-        return T.if_then_else(bits < 0x8000, magnitude, -magnitude)
+        return _f16_value(self.halves[panel, group, _FIRST_SCALE + row])
+
+    def minimum(self, panel, group, row):
+        """float32: the minimum of one row of ``panel``."""
+        return _f16_value(self.halves[panel, group, _FIRST_MINIMUM + row])
 
     def offset_pairs(self, panel, group, t, first_row) -> list:
         """int32 vectors of pairs 128 + q: words 4 * t .. 4 * t + 3 of a group, rows first_row .. of ``panel``."""
@@ -49,7 +56,8 @@ class Q4Weight:
         with T.serial(self.num_groups) as group:
             with T.serial(PANEL_ROWS // isa.lanes) as v:
                 scale = self.scales(panel, group, v * isa.lanes)
-                offset = T.Bind(scale * isa.splat(T.float32(-_OFFSET)))
+                minimum = self.minima(panel, group, v * isa.lanes)
+                offset = T.Bind(minimum - scale * isa.splat(T.float32(_OFFSET)))
                 with T.serial(4) as t:
                     for j, pairs in enumerate(self.offset_pairs(panel, group, t, v * isa.lanes)):
                         even, odd = (half * scale + offset for half in isa.halves_of_bf16(pairs))
@@ -57,8 +65,15 @@ class Q4Weight:
                         T.buffer_store(words, isa.pair_bf16(even, odd), at)
 
 
+def _f16_value(bits):
+    """float32: the value of one float16, given as uint16."""
+    bits = T.cast(bits, "int32")
+    magnitude = T.reinterpret("float32", T.shift_left(T.bitwise_and(bits, 0x7FFF), 13)) * T.float32(2.0**112)
+    return T.if_then_else(bits < 0x8000, magnitude, -magnitude)
+
+
 def store_corrections(isa: VectorISA, x: T.Buffer, corrections: T.Buffer, m, num_groups: int) -> None:
-    """Statements: corrections[row, group] = -136 * sum of x over the group, which undoes the offset of the nibbles."""
+    """Statements: corrections[row, group] = -128 * sum of x over the group, which undoes the offset of the nibbles."""
     with T.serial(m) as row:
         with T.serial(num_groups) as group:
             total = sum_of([isa.load(x, row, group * GROUP + i) for i in range(0, GROUP, isa.lanes)])
@@ -100,7 +115,9 @@ def q4_tile(
                                 T.buffer_store(part, value, [at])
             for at, first in zip(places, firsts):
                 scale = weight.scales(panel, group, first)
+                minimum = T.Bind(weight.minima(panel, group, first) * isa.splat(T.float32(-1 / _OFFSET)))
                 for r in range(rows):
                     total = totals[r][isa.ramp(first)] + sum_of([part[at] for part in parts[r]]) * scale
+                    total = total + isa.splat(corrections[first_row + r, group]) * minimum
                     T.buffer_store(totals[r], total, [isa.ramp(first)])
     return panel_vectors(isa, totals)
