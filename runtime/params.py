@@ -106,7 +106,8 @@ def _open_shard(path: Path, shard: ShardRecord) -> BinaryIO:
 
 def _allocate(nbytes: int) -> np.ndarray:
     """Page-aligned uint8 memory. Huge pages spare the GEMV of a decode step, which walks all of it, its TLB misses."""
-    memory = mmap.mmap(-1, max(nbytes, 1))
+    # Shared memory, the default, would get no huge pages.
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:
