@@ -8,6 +8,7 @@ from .attention_shape import AttentionShape
 from .isa import VectorISA
 
 _MAX_ROW_BLOCK = 8
+_MIN_PARALLEL_ELEMENTS = 32768  # of the parts to merge; a parallel region costs about as long
 
 
 def attention_decode(
@@ -37,6 +38,30 @@ def attention_decode(
     num_blocks = -(-g // R)
     rows = num_blocks * R
 
+    @T.inline
+    def merge(row, part_outputs, part_maxima, part_sums, out):
+        with T.sblock("merge"):
+            T.reads()
+            T.writes()
+            factors = T.sblock_alloc_buffer((S, L), "float32")
+            maximum = T.sblock_alloc_buffer((1,), "float32")
+            total = T.sblock_alloc_buffer((L,), "float32")
+            merged = T.sblock_alloc_buffer((L,), "float32")
+            maximum[0] = part_maxima[row // g, 0, row % g]
+            for s in T.serial(1, S):
+                maximum[0] = T.max(maximum[0], part_maxima[row // g, s, row % g])
+            total[ramp(0)] = isa.zero()
+            for s in T.serial(S):
+                factors[s, ramp(0)] = isa.exp2(isa.splat(part_maxima[row // g, s, row % g] - maximum[0]))
+                total[ramp(0)] = total[ramp(0)] + isa.splat(part_sums[row // g, s, row % g]) * factors[s, ramp(0)]
+            for v in T.serial(d // L):
+                merged[ramp(0)] = isa.zero()
+                for s in T.serial(S):
+                    merged[ramp(0)] = (
+                        merged[ramp(0)] + part_outputs[row // g, s, row % g, ramp(v * L)] * factors[s, ramp(0)]
+                    )
+                isa.store(out, merged[ramp(0)] / total[ramp(0)], row // H, row % H, v * L)
+
     @T.prim_func(s_tir=True)
     def attention_decode(
         q_handle: T.handle,
@@ -57,8 +82,8 @@ def attention_decode(
         q = T.match_buffer(q_handle, (batch_size, H, d), dtype)
         k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
         v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
-        query_indptr = T.match_buffer(query_indptr_handle, (batch_size + 1,), "int32")
-        tiles = T.match_buffer(tiles_handle, (num_tiles, 2), "int32")
+        T.match_buffer(query_indptr_handle, (batch_size + 1,), "int32")
+        T.match_buffer(tiles_handle, (num_tiles, 2), "int32")
         page_indptr = T.match_buffer(page_indptr_handle, (G, batch_size + 1), "int32")
         page_indices = T.match_buffer(page_indices_handle, (num_indices,), "int32")
         kv_lengths = T.match_buffer(kv_lengths_handle, (G, batch_size), "int32")
@@ -103,30 +128,11 @@ def attention_decode(
                             part_sums[task // S, split, r] = isa.hsum(scratch.sums[r, ramp(0)])
                             for v in T.serial(d // L):
                                 part_outputs[task // S, split, r, ramp(v * L)] = scratch.outputs[r, ramp(v * L)]
-                for row in T.parallel(batch_size * H):
-                    with T.sblock("merge"):
-                        T.reads()
-                        T.writes()
-                        factors = T.sblock_alloc_buffer((S, L), "float32")
-                        maximum = T.sblock_alloc_buffer((1,), "float32")
-                        total = T.sblock_alloc_buffer((L,), "float32")
-                        merged = T.sblock_alloc_buffer((L,), "float32")
-                        maximum[0] = part_maxima[row // g, 0, row % g]
-                        for s in T.serial(1, S):
-                            maximum[0] = T.max(maximum[0], part_maxima[row // g, s, row % g])
-                        total[ramp(0)] = isa.zero()
-                        for s in T.serial(S):
-                            factors[s, ramp(0)] = isa.exp2(isa.splat(part_maxima[row // g, s, row % g] - maximum[0]))
-                            total[ramp(0)] = (
-                                total[ramp(0)] + isa.splat(part_sums[row // g, s, row % g]) * factors[s, ramp(0)]
-                            )
-                        for v in T.serial(d // L):
-                            merged[ramp(0)] = isa.zero()
-                            for s in T.serial(S):
-                                merged[ramp(0)] = (
-                                    merged[ramp(0)]
-                                    + part_outputs[row // g, s, row % g, ramp(v * L)] * factors[s, ramp(0)]
-                                )
-                            isa.store(out, merged[ramp(0)] / total[ramp(0)], row // H, row % H, v * L)
+                if batch_size * (H * S * d) < _MIN_PARALLEL_ELEMENTS:
+                    for row in T.serial(batch_size * H):
+                        merge(row, part_outputs, part_maxima, part_sums, out)
+                else:
+                    for row in T.parallel(batch_size * H):
+                        merge(row, part_outputs, part_maxima, part_sums, out)
 
     return attention_decode

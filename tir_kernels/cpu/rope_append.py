@@ -6,6 +6,8 @@ from tvm.tirx import PrimFunc
 from .isa import VectorISA
 from .vector_ranges import isa_for_width, vector_starts
 
+_MIN_PARALLEL_ELEMENTS = 16384  # of qkv; a parallel region costs about as long
+
 
 def rope_append(
     num_attention_heads: int,
@@ -104,50 +106,59 @@ def rope_append(
         k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
         v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
         q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
+
+        @T.inline
+        def append_run(task):
+            with T.sblock("run"):
+                T.reads()
+                T.writes()
+                keys = T.sblock_alloc_buffer((L, d), "uint16" if P == 2 else dtype)
+                broken = T.sblock_alloc_buffer((1,), "int32")
+                head: T.let = task % G
+                token0: T.let = task // G * L
+                num_tokens: T.let = T.min(T.int64(L), n - token0)
+                first: T.let = append_slots[head, token0]
+                broken[0] = T.Select(num_tokens < L or first % page_size + L > page_size or first % P > 0, 1, 0)
+                for i in T.serial(num_tokens):
+                    for j in T.serial(g):
+                        rotate(qkv, cos_sin, token0 + i, head * g + j, q_out, (token0 + i, head * g + j))
+                    rotate(qkv, cos_sin, token0 + i, H + head, keys, (i,))
+                    broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
+                if broken[0] == 0:
+                    store_run(
+                        qkv,
+                        keys,
+                        token0,
+                        head,
+                        k_pages,
+                        v_pages,
+                        T.cast(first // page_size, "int64"),
+                        first % page_size,
+                    )
+                else:
+                    for i in T.serial(num_tokens):
+                        slot: T.let = append_slots[head, token0 + i]
+                        store_token(
+                            qkv,
+                            keys,
+                            i,
+                            token0 + i,
+                            head,
+                            k_pages,
+                            v_pages,
+                            T.cast(slot // page_size, "int64"),
+                            slot % page_size,
+                        )
+
         with T.sblock("root"):
             T.reads()
             T.writes()
             with isa.helpers():
-                for task in T.parallel((n + L - 1) // L * G):
-                    with T.sblock("run"):
-                        T.reads()
-                        T.writes()
-                        keys = T.sblock_alloc_buffer((L, d), "uint16" if P == 2 else dtype)
-                        broken = T.sblock_alloc_buffer((1,), "int32")
-                        head: T.let = task % G
-                        token0: T.let = task // G * L
-                        num_tokens: T.let = T.min(T.int64(L), n - token0)
-                        first: T.let = append_slots[head, token0]
-                        broken[0] = T.Select(num_tokens < L or first % page_size + L > page_size or first % P > 0, 1, 0)
-                        for i in T.serial(num_tokens):
-                            for j in T.serial(g):
-                                rotate(qkv, cos_sin, token0 + i, head * g + j, q_out, (token0 + i, head * g + j))
-                            rotate(qkv, cos_sin, token0 + i, H + head, keys, (i,))
-                            broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
-                        if broken[0] == 0:
-                            store_run(
-                                qkv,
-                                keys,
-                                token0,
-                                head,
-                                k_pages,
-                                v_pages,
-                                T.cast(first // page_size, "int64"),
-                                first % page_size,
-                            )
-                        else:
-                            for i in T.serial(num_tokens):
-                                slot: T.let = append_slots[head, token0 + i]
-                                store_token(
-                                    qkv,
-                                    keys,
-                                    i,
-                                    token0 + i,
-                                    head,
-                                    k_pages,
-                                    v_pages,
-                                    T.cast(slot // page_size, "int64"),
-                                    slot % page_size,
-                                )
+                if n * ((H + 2 * G) * d) < _MIN_PARALLEL_ELEMENTS:
+                    for task in T.serial((n + L - 1) // L * G):
+                        append_run(task)
+                else:
+                    for task in T.parallel((n + L - 1) // L * G):
+                        append_run(task)
 
     return rope_append

@@ -6,6 +6,8 @@ from tvm.tirx import PrimFunc
 from .isa import VectorISA
 from .vector_ranges import isa_for_width, vector_starts
 
+_MIN_PARALLEL_ELEMENTS = 4096  # of the table; a parallel region costs about as long
+
 
 def rope_table(rotary_dim: int, isa: VectorISA, attention_scaling: float = 1.0) -> PrimFunc:
     """positions int32 [n], inv_freq float32 [rotary_dim / 2] -> float32 [n, rotary_dim], cos before sin.
@@ -25,21 +27,28 @@ def rope_table(rotary_dim: int, isa: VectorISA, attention_scaling: float = 1.0) 
         positions = T.match_buffer(positions_handle, (n,), "int32")
         inv_freq = T.match_buffer(inv_freq_handle, (half,), "float32")
         table = T.match_buffer(table_handle, (n, rotary_dim), "float32")
+
+        @T.inline
+        def compute_row(i):
+            with T.sblock("row"):
+                T.reads()
+                T.writes()
+                angle = T.sblock_alloc_buffer((isa.lanes,), "float32")
+                position: T.let = T.cast(positions[i], "float32")
+                for v in T.unroll(starts.count):
+                    angle[isa.ramp(0)] = isa.splat(position) * inv_freq[isa.ramp(starts[v])]
+                    table[i, isa.ramp(starts[v])] = isa.cos(angle[isa.ramp(0)]) * isa.splat(T.float32(scaling))
+                    table[i, isa.ramp(half + starts[v])] = isa.sin(angle[isa.ramp(0)]) * isa.splat(T.float32(scaling))
+
         with T.sblock("root"):
             T.reads()
             T.writes()
             with isa.helpers():
-                for i in T.parallel(n):
-                    with T.sblock("row"):
-                        T.reads()
-                        T.writes()
-                        angle = T.sblock_alloc_buffer((isa.lanes,), "float32")
-                        position: T.let = T.cast(positions[i], "float32")
-                        for v in T.unroll(starts.count):
-                            angle[isa.ramp(0)] = isa.splat(position) * inv_freq[isa.ramp(starts[v])]
-                            table[i, isa.ramp(starts[v])] = isa.cos(angle[isa.ramp(0)]) * isa.splat(T.float32(scaling))
-                            table[i, isa.ramp(half + starts[v])] = isa.sin(angle[isa.ramp(0)]) * isa.splat(
-                                T.float32(scaling)
-                            )
+                if n * rotary_dim < _MIN_PARALLEL_ELEMENTS:
+                    for i in T.serial(n):
+                        compute_row(i)
+                else:
+                    for i in T.parallel(n):
+                        compute_row(i)
 
     return rope_table
