@@ -13,7 +13,7 @@ from benchmarks.machine import raise_priority, run_in_own_session, use_threads
 from benchmarks.peak import Peak, measure_peak
 from benchmarks.report import kernel_table
 from benchmarks.results_file import RESULTS, KernelFigure, Kernels, this_run, write
-from benchmarks.timing import best_of
+from benchmarks.timing import Sample, best_of
 from passes.cpu_target import parse_target
 from runtime.console import user_errors
 from runtime.tvm_runtime import usable_cores
@@ -63,26 +63,26 @@ def main(
     priority = raise_priority()
     peak = measure_peak(llvm, threads)
     console.print(f"CPU priority: {priority}; measured {peak}")
-    figures = []
-    for case in _compute_cases(llvm):
-        figures.append(_measure(case, peak, threads, streaming=False))
-        console.print(_line(figures[-1]))
-    for case in _streaming_cases(llvm):
-        figures.append(_measure(case, peak, threads, streaming=True))
-        console.print(_line(figures[-1]))
-    result = Kernels(run=this_run(threads, priority, peak), figures=figures)
+    measured = []
+    for streaming, all_cases in ((False, _compute_cases(llvm)), (True, _streaming_cases(llvm))):
+        for case in all_cases:
+            sample = best_of(case.call, threads)
+            measured.append(
+                (case.kernel, case.shape, streaming, case.streamed_bytes if streaming else case.flops, sample)
+            )
+            console.print(_line(_figure(peak, *measured[-1])))
+    peak = peak.best_with(measure_peak(llvm, threads))
+    result = Kernels(run=this_run(threads, priority, peak), figures=[_figure(peak, *row) for row in measured])
     write(result, output)
     console.print(kernel_table(result))
     console.print(f"written to {output}")
 
 
-def _measure(case: cases.KernelCase, peak: Peak, threads: int, streaming: bool) -> KernelFigure:
-    sample = best_of(case.call, threads)
-    if streaming:
-        share, unit = case.streamed_bytes / sample.seconds / 1e9 / peak.read_gbps, "read bandwidth"
-    else:
-        share, unit = case.flops / sample.seconds / 1e9 / peak.bf16_kernel_gflops, "bf16 multiply-add peak"
-    return KernelFigure(kernel=case.kernel, shape=case.shape, unit=unit, share=share, sample=sample)
+def _figure(peak: Peak, kernel: str, shape: str, streaming: bool, work: int, sample: Sample) -> KernelFigure:
+    """``work`` is in bytes for a streaming kernel, else in FLOPs."""
+    limit = peak.read_gbps if streaming else peak.bf16_kernel_gflops
+    unit = "read bandwidth" if streaming else "bf16 multiply-add peak"
+    return KernelFigure(kernel=kernel, shape=shape, unit=unit, share=work / sample.seconds / 1e9 / limit, sample=sample)
 
 
 def _line(figure: KernelFigure) -> str:

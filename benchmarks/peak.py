@@ -33,6 +33,16 @@ class Peak:
         """What a kernel on bfloat16 data is held against: the machine's fastest multiply-add for them."""
         return self.bf16_gflops or self.f32_gflops
 
+    def best_with(self, other: "Peak") -> "Peak":
+        """The higher figures of two measurements, to make up for a moment in which the machine was disturbed."""
+        dots = [dot for dot in (self.bf16_gflops, other.bf16_gflops) if dot]
+        return Peak(
+            max(dots, default=None),
+            max(self.f32_gflops, other.f32_gflops),
+            max(self.read_gbps, other.read_gbps),
+            max(self.own_share, other.own_share),
+        )
+
 
 def measure_peak(target: Target, threads: int) -> Peak:
     """Measures all three in about three seconds. ``target`` is that of the kernels under test; TVM must run on
