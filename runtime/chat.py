@@ -149,7 +149,9 @@ def main(
                 break
         except UserError as err:
             print_error(err)
-        except (EOFError, KeyboardInterrupt):
+        except KeyboardInterrupt:  # perhaps meant for an answer that had just ended
+            print("\n(/exit or Ctrl-D leaves)")
+        except EOFError:
             print()
             break
 

@@ -31,8 +31,8 @@ def user_errors() -> Iterator[None]:
 
 def speeds(usage: Usage) -> str:
     """"prefill: 812.3 tok/s, decode: 95.1 tok/s", as mlc_llm prints it."""
-    decode = usage.decode_tokens_per_s
-    return f"prefill: {usage.prefill_tokens_per_s:.1f} tok/s, decode: {'N/A' if decode is None else f'{decode:.1f}'} tok/s"
+    decode = "N/A" if usage.decode_tokens_per_s is None else f"{usage.decode_tokens_per_s:.1f}"
+    return f"prefill: {usage.prefill_tokens_per_s:.1f} tok/s, decode: {decode} tok/s"
 
 
 class PrefillProgress:

@@ -69,7 +69,8 @@ class SamplingParams(BaseModel):
             problem = err.errors()[0]
             name = ".".join(map(str, problem["loc"]))
             if problem["type"] == "extra_forbidden":
-                raise UserError(f"there is no setting {name}: choose from {', '.join(type(self).model_fields)}") from None
+                names = ", ".join(type(self).model_fields)
+                raise UserError(f"there is no setting {name}: choose from {names}") from None
             raise UserError(f"{name}={problem['input']} is not allowed: {problem['msg']}") from None
 
 

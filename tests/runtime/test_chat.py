@@ -120,7 +120,8 @@ def run_chat(folder, text: bytes) -> subprocess.CompletedProcess:
 
 
 def test_command_line(toy_dist, tmp_path):
-    done = run_chat(toy_dist / "Toy-q0f32-MLC", b"/set max_tokens=3\nthe\\\nfox\n/nope\ncaf\xe9\n/stats\n/exit\nnever\n")
+    lines = [b"/set max_tokens=3", b"the\\", b"fox", b"/nope", b"caf\xe9", b"/stats", b"/exit", b"never", b""]
+    done = run_chat(toy_dist / "Toy-q0f32-MLC", b"\n".join(lines))
     assert done.returncode == 0
     assert b"prefill: " in done.stdout.splitlines()[-1]
     errors = [line for line in done.stderr.splitlines() if not line.startswith(b"prefill")]
