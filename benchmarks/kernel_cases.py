@@ -11,6 +11,7 @@ from tvm.target import Target
 
 from benchmarks.huge_pages import huge_page_tensor
 from passes.dispatch_kv_cache_creation import PAGE_SIZE
+from passes.explicit_attention import DECODE_TASKS
 from tir_kernels.cpu.attention_decode import attention_decode
 from tir_kernels.cpu.attention_prefill import QUERY_TILE, attention_prefill
 from tir_kernels.cpu.isa import vector_isa
@@ -18,8 +19,6 @@ from tir_kernels.cpu.linear import linear, swiglu
 from tir_kernels.weight_format import FORMATS
 
 _UNCACHED_BYTES = 512 << 20  # calls cycle through at least this much memory where the kernel streams it
-_DECODE_TASKS = 32  # as passes/explicit_attention.py splits a sequence
-_BF16 = np.dtype(ml_dtypes.bfloat16)
 _RNG = np.random.default_rng(0)
 
 
@@ -80,7 +79,7 @@ def prefill_attention_case(heads: int, kv_heads: int, head_dim: int, length: int
 def decode_attention_case(heads: int, kv_heads: int, head_dim: int, length: int, target: Target) -> KernelCase:
     """One new token against a context of ``length``; calls go through as many layers as no cache holds."""
     shape = (heads, kv_heads, head_dim, PAGE_SIZE, "bfloat16", vector_isa(target))
-    splits = max(1, _DECODE_TASKS // kv_heads)
+    splits = max(1, DECODE_TASKS // kv_heads)
     compiled = _compiled(attention_decode(*shape, sm_scale=head_dim**-0.5, num_splits=splits), target)
     cache_bytes = 2 * kv_heads * length * head_dim * 2
     copies = _UNCACHED_BYTES // cache_bytes + 1

@@ -15,7 +15,7 @@ from .attention_spec import AttentionSpec, attention_spec
 from .dispatch_kv_cache_creation import PAGE_SIZE
 
 _FUSED_ATTENTION = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"
-_DECODE_TASKS = 32  # work items of a single-sequence decode step: enough to balance 8 threads and small beside a page's work
+DECODE_TASKS = 32  # work items of a single-sequence decode step: enough to balance 8 threads and small beside a page's work
 
 _positions = relax.TensorType(dtype="int32", ndim=1)
 _table = relax.TensorType(dtype="int32", ndim=2)
@@ -113,7 +113,7 @@ class _Rewriter(PyExprMutator):
 
         shape = (heads, kv_heads, head_dim, PAGE_SIZE, spec.dtype)
         if self.is_decode:
-            splits = max(1, _DECODE_TASKS // kv_heads)
+            splits = max(1, DECODE_TASKS // kv_heads)
             attend = self._kernel(attention_decode, *shape, sm_scale=sm_scale, num_splits=splits)
         else:
             attend = self._kernel(attention_prefill, *shape, sm_scale=sm_scale)
