@@ -15,7 +15,7 @@ from .attention_shape import AttentionShape
 from .scratch import stack_buffer
 from .vector_ranges import vector_starts
 
-_NEVER = -1e30  # the score of an entry that a row does not see, and the running maximum before the first page
+NEVER = -1e30  # the score of an entry that a row does not see, and the running maximum before the first page
 _RESCALE_AT = 8.0
 _CACHE_LINE = 16  # words
 
@@ -72,7 +72,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                     s.queries[r, ramp(query_starts[v])] = isa.load(
                         q, token0 + r // g, head * g + r % g, query_starts[v]
                     )
-            s.maxima[r] = T.float32(_NEVER)
+            s.maxima[r] = T.float32(NEVER)
             s.sums[r, ramp(0)] = isa.zero()
             for v in T.serial(d // L):
                 s.outputs[r, ramp(v * L)] = isa.zero()
@@ -119,7 +119,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 s.scores[i, ramp(v * L)] = T.Select(
                     T.ramp(v * L, 1, L) < T.broadcast(visible0 + (row0 + i) // g, L),
                     s.scores[i, ramp(v * L)],
-                    isa.splat(T.float32(_NEVER)),
+                    isa.splat(T.float32(NEVER)),
                 )
 
     @T.inline

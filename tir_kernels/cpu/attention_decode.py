@@ -3,11 +3,12 @@
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .attention_block import attention_block
+from .attention_block import NEVER, attention_block
 from .attention_shape import AttentionShape
 from .isa import VectorISA
 
 _MAX_ROW_BLOCK = 8
+_MIN_PAGES = 4  # of a split: shorter ones spend their time waiting for their first page and being merged
 _MIN_PARALLEL_ELEMENTS = 32768  # of the parts to merge; a parallel region costs about as long
 
 
@@ -38,29 +39,33 @@ def attention_decode(
     num_blocks = -(-g // R)
     rows = num_blocks * R
 
+    def first_page(length, split):
+        """Where a split begins: the last takes the rest, the others a multiple of ``_MIN_PAGES`` pages, perhaps none."""
+        return T.ceildiv(length, page_size) * split // (S * _MIN_PAGES) * _MIN_PAGES
+
     @T.inline
     def merge(row, part_outputs, part_maxima, part_sums, out):
         with T.sblock("merge"):
             T.reads()
             T.writes()
-            factors = T.sblock_alloc_buffer((S, L), "float32")
             maximum = T.sblock_alloc_buffer((1,), "float32")
             total = T.sblock_alloc_buffer((L,), "float32")
-            merged = T.sblock_alloc_buffer((L,), "float32")
+            merged = T.sblock_alloc_buffer((d,), "float32")
             maximum[0] = part_maxima[row // g, 0, row % g]
             for s in T.serial(1, S):
                 maximum[0] = T.max(maximum[0], part_maxima[row // g, s, row % g])
             total[ramp(0)] = isa.zero()
-            for s in T.serial(S):
-                factors[s, ramp(0)] = isa.exp2(isa.splat(part_maxima[row // g, s, row % g] - maximum[0]))
-                total[ramp(0)] = total[ramp(0)] + isa.splat(part_sums[row // g, s, row % g]) * factors[s, ramp(0)]
             for v in T.serial(d // L):
-                merged[ramp(0)] = isa.zero()
-                for s in T.serial(S):
-                    merged[ramp(0)] = (
-                        merged[ramp(0)] + part_outputs[row // g, s, row % g, ramp(v * L)] * factors[s, ramp(0)]
-                    )
-                isa.store(out, merged[ramp(0)] / total[ramp(0)], row // H, row % H, v * L)
+                merged[ramp(v * L)] = isa.zero()
+            for s in T.serial(S):
+                if part_sums[row // g, s, row % g] > T.float32(0):
+                    factor: T.let = isa.exp2(isa.splat(part_maxima[row // g, s, row % g] - maximum[0]))
+                    total[ramp(0)] = total[ramp(0)] + isa.splat(part_sums[row // g, s, row % g]) * factor
+                    for v in T.serial(d // L):
+                        part: T.let = part_outputs[row // g, s, row % g, ramp(v * L)]
+                        merged[ramp(v * L)] = merged[ramp(v * L)] + part * factor
+            for v in T.serial(d // L):
+                isa.store(out, merged[ramp(v * L)] / total[ramp(0)], row // H, row % H, v * L)
 
     @T.prim_func(s_tir=True)
     def attention_decode(
@@ -96,38 +101,46 @@ def attention_decode(
             part_sums = T.sblock_alloc_buffer((batch_size * G, S, g), "float32")
             with isa.helpers():
                 for task in T.parallel(batch_size * G * S):
-                    with T.sblock("part"):
-                        T.reads()
-                        T.writes()
-                        scratch = block.scratch(rows)
-                        split: T.let = T.cast(task % S, "int32")
-                        sequence: T.let = task // S // G
-                        head: T.let = task // S % G
-                        length: T.let = kv_lengths[head, sequence]
-                        num_head_pages: T.let = (length + page_size - 1) // page_size
-                        page0: T.let = num_head_pages * split // S
-                        block.start(q, sequence, head, g, rows, scratch)
-                        page_end: T.let = num_head_pages * (split + 1) // S
-                        indices0: T.let = page_indptr[head, sequence]
-                        for p in T.serial(page0, page_end):
-                            head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
-                            next_head_page: T.let = T.cast(page_indices[indices0 + T.min(p + 1, page_end - 1)], "int64")
-                            for r in T.serial(num_blocks):
-                                block.update(
-                                    k_pages,
-                                    v_pages,
-                                    head_page,
-                                    next_head_page,
-                                    r * R,
-                                    length - p * page_size,
-                                    g,
-                                    scratch,
-                                )
+                    split: T.let = T.cast(task % S, "int32")
+                    sequence: T.let = task // S // G
+                    head: T.let = task // S % G
+                    length: T.let = kv_lengths[head, sequence]
+                    page0: T.let = first_page(length, split)
+                    page_end: T.let = T.Select(
+                        split == S - 1, T.ceildiv(length, page_size), first_page(length, split + 1)
+                    )
+                    if page0 == page_end:
                         for r in T.serial(g):
-                            part_maxima[task // S, split, r] = scratch.maxima[r]
-                            part_sums[task // S, split, r] = isa.hsum(scratch.sums[r, ramp(0)])
-                            for v in T.serial(d // L):
-                                part_outputs[task // S, split, r, ramp(v * L)] = scratch.outputs[r, ramp(v * L)]
+                            part_maxima[task // S, split, r] = T.float32(NEVER)
+                            part_sums[task // S, split, r] = T.float32(0)
+                    else:
+                        with T.sblock("part"):
+                            T.reads()
+                            T.writes()
+                            scratch = block.scratch(rows)
+                            block.start(q, sequence, head, g, rows, scratch)
+                            indices0: T.let = page_indptr[head, sequence]
+                            for p in T.serial(page0, page_end):
+                                head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
+                                next_head_page: T.let = T.cast(
+                                    page_indices[indices0 + T.min(p + 1, page_end - 1)], "int64"
+                                )
+                                for r in T.serial(num_blocks):
+                                    block.update(
+                                        k_pages,
+                                        v_pages,
+                                        head_page,
+                                        next_head_page,
+                                        r * R,
+                                        length - p * page_size,
+                                        g,
+                                        scratch,
+                                    )
+                            for r in T.serial(g):
+                                part_maxima[task // S, split, r] = scratch.maxima[r]
+                                part_sums[task // S, split, r] = isa.hsum(scratch.sums[r, ramp(0)])
+                                for v in T.serial(d // L):
+                                    part_outputs[task // S, split, r, ramp(v * L)] = scratch.outputs[r, ramp(v * L)]
                 if batch_size * (H * S * d) < _MIN_PARALLEL_ELEMENTS:
                     for row in T.serial(batch_size * H):
                         merge(row, part_outputs, part_maxima, part_sums, out)
