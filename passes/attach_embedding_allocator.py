@@ -6,7 +6,7 @@ from tvm import IRModule, relax
 
 @tvm.transform.module_pass(opt_level=0, name="AttachEmbeddingAllocator")
 class AttachEmbeddingAllocator:
-    """Adds ``alloc_embedding_tensor() -> [prefill_chunk_size, hidden]`` in the dtype that the function ``embed`` returns.
+    """Adds ``alloc_embedding_tensor() -> [prefill_chunk_size, hidden]`` in the dtype of the result of ``embed``.
 
     A module without ``embed`` stays as it is.
     """

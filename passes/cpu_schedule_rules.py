@@ -1,4 +1,4 @@
-"""How one PrimFunc without a schedule is laid out for a CPU: outer loops in parallel, a plain contiguous loop innermost.
+"""How a PrimFunc without a schedule is laid out for a CPU: outer loops in parallel, a plain contiguous one innermost.
 
 The inner loop is left to LLVM's loop vectoriser: it takes tails and symbolic sizes without predicates in the loop.
 """

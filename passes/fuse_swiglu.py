@@ -15,7 +15,7 @@ from .weight_plan import is_call
 
 @tvm.transform.module_pass(opt_level=0, name="FuseSwiGLU")
 class FuseSwiGLU:
-    """``gate, up = split(x, 2, axis=-1); silu(gate) * up`` becomes one call of :func:`silu_mul` on a two-dimensional x."""
+    """``gate, up = split(x, 2, axis=-1); silu(gate) * up`` becomes one call of :func:`silu_mul`."""
 
     def __init__(self, isa: VectorISA) -> None:
         self.isa = isa

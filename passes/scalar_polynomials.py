@@ -1,4 +1,4 @@
-"""Elementary functions of one float32 as TIR arithmetic that every CPU vectorises: no calls, no rounding instructions."""
+"""Elementary functions of a float32 as TIR arithmetic that every CPU vectorises: no calls, no rounding instructions."""
 
 import math
 
@@ -18,8 +18,8 @@ _MAX_POWER = 8
 class Temporaries:
     """Intermediate values, in the order in which they are computed.
 
-    Each lies in a buffer of one element, a register after LLVM. Let expressions or variables would do as well, but TVM's
-    simplifier puts their values in place of the variables and takes time exponential in the length of the chain.
+    Each lies in a buffer of one element, a register after LLVM. Let expressions or variables would do as well, but
+    TVM's simplifier copies their values into their uses and takes time exponential in the length of the chain.
     """
 
     def __init__(self) -> None:

@@ -19,8 +19,8 @@ _ACCUMULATORS = 4  # vectors of partial results in a reduction
 class ScheduleCPU:
     """Gives each PrimFunc without ``tirx.is_scheduled`` a schedule and that attribute.
 
-    A nest runs in parallel only if its iterations are worth it; where they depend on a symbolic size, both forms are there
-    and the size decides at run time.
+    A nest runs in parallel only if its iterations are worth it; where they depend on a symbolic size, both forms are
+    there and the size decides at run time.
     """
 
     def __init__(self, isa: VectorISA) -> None:

@@ -1,6 +1,6 @@
 """Arithmetic in place of libm calls, so that LLVM's loop vectoriser can take the loop around them.
 
-exp, exp2, sigmoid, tanh, erf, log, log2 and pow with a small constant exponent; float32, and bfloat16 or float16 through float32.
+exp, exp2, sigmoid, tanh, erf, log, log2 and pow with a small constant exponent; float32, and half precision through it.
 The relative error is below 1e-6 (erf: absolute). Other functions (sin, cos, ...) stay calls of libm.
 """
 

@@ -23,10 +23,11 @@ def test_rms_norm(isa_target, hidden_size, dtype):
     for n in (0, 1, 5, 400):  # 400 rows of 896 are worth a parallel region, fewer are not
         x = (rng.standard_normal((n, hidden_size)) * rng.uniform(0.01, 100, (n, 1))).astype(dtype)
         expected = reference(x, weight)
-        # float32: the sum of squares has at most hidden_size/lanes/4 + log2(lanes) + 4 roundings, halved by the root; a few more
-        # follow. bfloat16: rounded twice, at 2^-8 relative each.
+        # float32: the sum of squares has at most hidden_size/lanes/4 + log2(lanes) + 4 roundings, halved by the root; a
+        # few more follow. bfloat16: rounded twice, at 2^-8 relative each.
         bound = (hidden_size / isa.lanes / 4 + 12) * 2.0**-24 if dtype == "float32" else 2.02 * 2.0**-8
-        assert np.all(np.abs(run(kernel, x, weight, shape=x.shape, dtype=dtype).astype(np.float64) - expected) <= bound * np.abs(expected))
+        actual = run(kernel, x, weight, shape=x.shape, dtype=dtype).astype(np.float64)
+        assert np.all(np.abs(actual - expected) <= bound * np.abs(expected))
 
 
 def test_rounds_before_the_weight_as_hugging_face(isa_target):

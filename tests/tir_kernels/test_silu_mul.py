@@ -16,7 +16,8 @@ def test_silu_mul(isa_target, intermediate_size, dtype):
         actual = run(kernel, gate_up, shape=(n, intermediate_size), dtype=dtype).astype(np.float64)
         gate, up = np.split(gate_up.astype(np.float64), 2, axis=1)
         expected = gate / (1 + np.exp(-gate)) * up
-        # The exponent -gate * log2(e) is rounded twice, exp2 is good to 2e-7 (1e-4 where bfloat16 follows), five operations round.
+        # The exponent -gate * log2(e) is rounded twice, exp2 is good to 2e-7 (1e-4 where bfloat16 follows), five
+        # operations round.
         bound = np.abs(gate) * 2.0**-23 + 2e-7 + 5 * 2.0**-24
         if dtype == "bfloat16":
             bound = bound + 1e-4 + 2.0**-8

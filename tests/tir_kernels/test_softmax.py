@@ -23,8 +23,9 @@ def reference(logits: np.ndarray, temperature: np.ndarray, active: int) -> np.nd
 
 def check(actual, logits, temperature, active):
     expected = reference(logits, temperature, active)
-    # The exponent (x - max) / T * log2(e) is rounded four times, the sum of a part has at most vocab / 64 / lanes roundings.
-    exponent = np.abs(logits.astype(np.float64) - logits[:, :active].max(1, keepdims=True)) / np.maximum(temperature, 1e-5)[:, None]
+    # The exponent (x - max) / T * log2(e) is rounded four times, the sum of a part at most vocab / 64 / lanes times.
+    difference = np.abs(logits.astype(np.float64) - logits[:, :active].max(1, keepdims=True))
+    exponent = difference / np.maximum(temperature, 1e-5)[:, None]
     bound = 4 * np.minimum(exponent, 90) * 2.0**-24 + 1e-6 + logits.shape[1] / 64 / 4 * 2.0**-24
     assert np.all(np.abs(actual - expected) <= bound * expected + 2.0**-125)
     assert np.all(actual[:, active:] == 0)

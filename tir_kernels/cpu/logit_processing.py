@@ -1,4 +1,4 @@
-"""The three logit functions that MLC's engine calls between the model and the sampler; signatures and semantics are MLC's.
+"""The three functions that MLC's engine calls between the model and the sampler, with MLC's signatures and semantics.
 
 logits is float32 [batch, vocab] and changes in place. Every table is int32 unless said otherwise.
 """
@@ -15,9 +15,9 @@ _LOWEST_BITS = int(np.finfo(np.float32).min.view(np.int32))
 
 
 def apply_logit_bias_inplace() -> tirx.PrimFunc:
-    """(logits, pos2seq_id [m], token_ids [m], logit_bias [m] float32): logits[pos2seq_id[i], token_ids[i]] += logit_bias[i].
+    """(logits, pos2seq_id [m], token_ids [m], logit_bias [m] float32).
 
-    A pair that occurs twice gets both biases.
+    logits[pos2seq_id[i], token_ids[i]] += logit_bias[i]; a pair that occurs twice gets both biases.
     """
 
     @T.prim_func(s_tir=True)
@@ -64,7 +64,8 @@ def apply_penalty_inplace() -> tirx.PrimFunc:
         counts = T.match_buffer(token_cnt, (m,), "int32")
         P = T.match_buffer(penalties, (s, 3), "float32")
         for i in T.serial(m):
-            x: T.let = L[rows[seq_of[i]], tokens[i]] - (P[seq_of[i], 0] + T.cast(counts[i], "float32") * P[seq_of[i], 1])
+            penalty: T.let = P[seq_of[i], 0] + T.cast(counts[i], "float32") * P[seq_of[i], 1]
+            x: T.let = L[rows[seq_of[i]], tokens[i]] - penalty
             repetition: T.let = P[seq_of[i], 2]
             L[rows[seq_of[i]], tokens[i]] = T.if_then_else(x < T.float32(0), x * repetition, x / repetition)
 

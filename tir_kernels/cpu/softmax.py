@@ -1,6 +1,7 @@
 """Softmax of logits with a temperature a row: the probabilities that the sampler draws from.
 
-A row is cut into parts, so that one row uses every thread: powers relative to the maximum of the part, then one factor a part.
+A row is cut into parts, so that one row uses every thread: first powers relative to the maximum of the part, then a
+factor for each part.
 """
 
 from tvm import tirx
@@ -17,8 +18,8 @@ _PARTS = 64  # a multiple of every tier's lanes
 def softmax_with_temperature(active_vocab_size: int | None, isa: VectorISA) -> tirx.PrimFunc:
     """(logits [batch, 1, vocab] float32, temperature [batch] float32) -> probabilities [batch, 1, vocab] float32.
 
-    Entries from ``active_vocab_size`` on (padding of the vocabulary; None: there is none) have probability 0, and so has a
-    logit of the least float32 (a masked token) beside a larger one. Logits must not be NaN.
+    Entries from ``active_vocab_size`` on (padding of the vocabulary; None: there is none) have probability 0, and so
+    has a logit of the least float32 (a masked token) beside a larger one. Logits must not be NaN.
     """
     lanes = isa.lanes
     lowest = T.min_value("float32")
