@@ -40,7 +40,7 @@ def attention_decode(
     rows = num_blocks * R
 
     def first_page(length, split):
-        """Where a split begins: the last takes the rest, the others a multiple of ``_MIN_PAGES`` pages, perhaps none."""
+        """Where a split begins: the last takes the rest, others a multiple of ``_MIN_PAGES`` pages, perhaps none."""
         return T.ceildiv(length, page_size) * split // (S * _MIN_PAGES) * _MIN_PAGES
 
     @T.inline
