@@ -20,7 +20,7 @@ from .llvm_helpers import helper_ir
 LOG2_E = math.log2(math.e)
 
 _TIERS = (  # best first: name, LLVM features it needs, float32 lanes
-    ("avx512_bf16", {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16"}, 16),
+    ("avx512_bf16", {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16", "avx512vnni"}, 16),
     ("avx512", {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, 16),
     ("avx2", {"avx2", "fma", "f16c"}, 8),
     ("generic", set(), 4),
@@ -43,6 +43,11 @@ class VectorISA:
     @property
     def has_bf16_dot(self) -> bool:
         """True if :meth:`dot2` is one instruction, so that bfloat16 is the fastest type to multiply in."""
+        return self.tier == "avx512_bf16"
+
+    @property
+    def has_int8_dot(self) -> bool:
+        """True if :meth:`dot4` exists, which multiplies twice as many pairs an instruction as :meth:`dot2`."""
         return self.tier == "avx512_bf16"
 
     @property
@@ -98,6 +103,10 @@ class VectorISA:
     def dot2(self, acc, a, b):
         """acc[i] + a[2i]*b[2i] + a[2i+1]*b[2i+1]; acc float32 vector, a and b int32 words of two bfloat16."""
         return self._call("float32", "x_dot2", acc, a, b)
+
+    def dot4(self, acc, a, b):
+        """acc[i] + the sum over e of a[4i+e]*b[4i+e]; int32 vectors, a of four unsigned bytes, b of four signed ones."""
+        return self._call("int32", "x_dot4", acc, a, b)
 
     def to_bf16(self, x):
         """float32 vector -> bfloat16 vector, rounded to nearest even."""

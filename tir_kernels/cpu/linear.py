@@ -1,8 +1,9 @@
 """Linear layers over packed weights: y = x @ W.T (+ bias) (+ residual), and both input projections of a SwiGLU MLP.
 
 Sums are float32 and rounded once. One kernel serves every number of rows: up to eight read the weight once, as in a
-matrix-vector product. With more rows than a few tiles, 4-bit weights are rounded to bfloat16 after scaling (relative
-error at most 2**-8 a weight, far below their quantization error); with few rows they are exact.
+matrix-vector product, and 4-bit weights are exact. With more rows than a few tiles, 4-bit weights and activations are
+rounded to 8-bit integers (module int8) if the CPU multiplies those, else the scaled weights to bfloat16 (relative error
+at most 2**-8 a weight); both errors are far below that of the 4 bits.
 """
 
 from collections.abc import Iterator

@@ -201,6 +201,11 @@ define <16 x float> @x_dot2(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) {{
   %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
   ret <16 x float> %r
 }}
+declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <16 x i32>, <16 x i32>)
+define <16 x i32> @x_dot4(<16 x i32> %c, <16 x i32> %a, <16 x i32> %b) {{
+  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %c, <16 x i32> %a, <16 x i32> %b)
+  ret <16 x i32> %r
+}}
 define <16 x i32> @x_pack_bf16(<16 x float> %lo, <16 x float> %hi) {{
   %r = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %hi, <16 x float> %lo)
   %y = bitcast <32 x bfloat> %r to <16 x i32>

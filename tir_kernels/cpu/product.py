@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tir_kernels.weight_format import GROUP, PANEL_ROWS
 
 from .gemm import Activations, for_each_tile, max_tile_rows, panel_vectors, word_tile
+from .int8 import PANEL_GROUP, TILE_ROWS, QuantizedActivations, int8_tile, unpack_int8_panel
 from .isa import VectorISA
 from .q4 import Q4Weight, q4_tile, store_corrections
 from .scratch import opaque, stack_buffer, workspace
@@ -120,19 +121,59 @@ class Product:
             self._emit_tiles(task, first_row, rows, self._word_tile(activations, words, task, self.num_tasks))
 
     def _emit_unpacked_q4(self, activations: Activations) -> None:
-        """Each thread unpacks the panels of a task before its first row block of them."""
+        """Many rows: weights rounded to the type that the CPU multiplies fastest, a panel at a time."""
+        if self.isa.has_int8_dot:
+            self._emit_int8()
+            return
         weight = Q4Weight(self.isa, self.weight)
         with T.attr(0, "pragma_parallel_launch_point", 1):  # what follows runs once a thread
             with workspace((self.num_panels, self._num_words, PANEL_ROWS), "int32") as words:
-                with workspace((1,), "int64") as unpacked_task:
-                    T.buffer_store(unpacked_task, T.int64(-1), [0])
-                    with self._parallel_blocks(max_tile_rows(self.isa) * _TILES_PER_BLOCK) as (task, first_row, rows):
-                        with T.If(unpacked_task[0] != task):
-                            with T.Then():
-                                with T.serial(self.num_panels) as p:
-                                    weight.unpack_panel(task + p * self.num_tasks, words, p)
-                                T.buffer_store(unpacked_task, task, [0])
-                        self._emit_tiles(task, first_row, rows, self._word_tile(activations, words, 0, 1))
+                with self._unpacked_blocks(
+                    max_tile_rows(self.isa), lambda panel, slot: weight.unpack_panel(panel, words, slot)
+                ) as (task, first_row, rows):
+                    self._emit_tiles(task, first_row, rows, self._word_tile(activations, words, 0, 1))
+
+    def _emit_int8(self) -> None:
+        isa, num_groups = self.isa, self.k // GROUP
+        weight = Q4Weight(isa, self.weight)
+        panel_shape = (self.num_panels, num_groups, PANEL_GROUP, PANEL_ROWS)
+        with (
+            workspace((self.m, self.k // 4), "int32") as codes,
+            workspace((self.m, num_groups), "float32") as code_scales,
+        ):
+            x = QuantizedActivations(codes, code_scales)
+            with T.parallel(self.m) as row:
+                x.store(isa, self.x, row, num_groups)
+            with (
+                T.attr(0, "pragma_parallel_launch_point", 1),  # what follows runs once a thread
+                workspace(panel_shape, "int32") as words,
+                workspace((self.num_panels, PANEL_ROWS), "float32") as scales,
+            ):
+
+                def unpack(panel, slot) -> None:
+                    unpack_int8_panel(weight, panel, words, scales, slot)
+
+                def tile(p, tile_row, tile_rows: int) -> list[list]:
+                    return int8_tile(isa, x, words, scales, p, tile_row, tile_rows)
+
+                with self._unpacked_blocks(TILE_ROWS, unpack) as (task, first_row, rows):
+                    self._emit_tiles(task, first_row, rows, tile, TILE_ROWS)
+
+    @contextmanager
+    def _unpacked_blocks(self, tile_rows: int, unpack: Callable) -> Iterator[tuple]:
+        """As :meth:`_parallel_blocks`; each thread unpacks the panels of a task before its first row block of them.
+
+        ``unpack(panel, slot)`` unpacks one of them.
+        """
+        with workspace((1,), "int64") as unpacked_task:
+            T.buffer_store(unpacked_task, T.int64(-1), [0])
+            with self._parallel_blocks(tile_rows * _TILES_PER_BLOCK) as (task, first_row, rows):
+                with T.If(unpacked_task[0] != task):
+                    with T.Then():
+                        with T.serial(self.num_panels) as p:
+                            unpack(task + p * self.num_tasks, p)
+                        T.buffer_store(unpacked_task, task, [0])
+                yield task, first_row, rows
 
     def _emit_q4(self, activations: Activations) -> None:
         """4-bit weights unpacked in registers, once for each tile of rows."""
@@ -159,8 +200,8 @@ class Product:
 
         return tile
 
-    def _emit_tiles(self, task, first_row, rows, panel_tile: Callable) -> None:
-        """Multiply a block of rows with the panels of a task and finish it."""
+    def _emit_tiles(self, task, first_row, rows, panel_tile: Callable, max_rows: int | None = None) -> None:
+        """Multiply a block of rows with the panels of a task and finish it, at most max_rows at a time."""
         isa = self.isa
 
         def tile(tile_row, tile_rows: int) -> None:
@@ -177,4 +218,4 @@ class Product:
                 for v in range(PANEL_ROWS // isa.lanes):
                     self.finish(tile_row + r, task, v * isa.lanes, [sums[r][v] for sums in panel_sums])
 
-        for_each_tile(first_row, rows, max_tile_rows(isa), tile)
+        for_each_tile(first_row, rows, max_rows or max_tile_rows(isa), tile)

@@ -14,12 +14,12 @@ from .isa import VectorISA
 from .scratch import stack_buffer
 
 _GROUP_WORDS = GROUP // 2  # bfloat16 pairs
-_OFFSET = 128.0  # of the bfloat16 whose low bits are the nibble
+OFFSET = 128.0  # of the bfloat16 whose low bits are the nibble
 _FIRST_SCALE, _FIRST_MINIMUM = 256, 288  # of a group's 320 uint16
 
 
 class Q4Weight:
-    """A packed weight parameter int32 [NB, K // 32, 160]; constructing it declares the view of the scales and minima."""
+    """A packed weight parameter int32 [NB, K // 32, 160]; constructing it declares a view of its float16."""
 
     def __init__(self, isa: VectorISA, packed: T.Buffer):
         num_panels, num_groups, words = (int(extent) for extent in packed.shape)
@@ -57,7 +57,7 @@ class Q4Weight:
             with T.serial(PANEL_ROWS // isa.lanes) as v:
                 scale = self.scales(panel, group, v * isa.lanes)
                 minimum = self.minima(panel, group, v * isa.lanes)
-                offset = T.Bind(minimum - scale * isa.splat(T.float32(_OFFSET)))
+                offset = T.Bind(minimum - scale * isa.splat(T.float32(OFFSET)))
                 with T.serial(4) as t:
                     for j, pairs in enumerate(self.offset_pairs(panel, group, t, v * isa.lanes)):
                         even, odd = (half * scale + offset for half in isa.halves_of_bf16(pairs))
@@ -77,7 +77,7 @@ def store_corrections(isa: VectorISA, x: T.Buffer, corrections: T.Buffer, m, num
     with T.serial(m) as row:
         with T.serial(num_groups) as group:
             total = sum_of([isa.load(x, row, group * GROUP + i) for i in range(0, GROUP, isa.lanes)])
-            T.buffer_store(corrections, isa.hsum(total) * T.float32(-_OFFSET), [row, group])
+            T.buffer_store(corrections, isa.hsum(total) * T.float32(-OFFSET), [row, group])
 
 
 def q4_tile(
@@ -115,7 +115,7 @@ def q4_tile(
                                 T.buffer_store(part, value, [at])
             for at, first in zip(places, firsts):
                 scale = weight.scales(panel, group, first)
-                minimum = T.Bind(weight.minima(panel, group, first) * isa.splat(T.float32(-1 / _OFFSET)))
+                minimum = T.Bind(weight.minima(panel, group, first) * isa.splat(T.float32(-1 / OFFSET)))
                 for r in range(rows):
                     total = totals[r][isa.ramp(first)] + sum_of([part[at] for part in parts[r]]) * scale
                     total = total + isa.splat(corrections[first_row + r, group]) * minimum

@@ -1,0 +1,134 @@
+"""Products of 4-bit weights with many rows of activations in 8-bit integers, which multiply twice as fast as bfloat16.
+
+Activations get a scale for each row and group of 32 k, xs = max|x| / 127; weights one for each output feature,
+s = max|w| / 127, a step small beside that of 4-bit weights. The instruction takes unsigned activations, so they are
+stored as 128 + q, and a group's integer sum starts at -128 * (sum of the group's weights), the same for all rows.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+from tvm.script import tirx as T
+
+from tir_kernels.weight_format import GROUP, PANEL_ROWS
+
+from .gemm import panel_vectors, zero_totals
+from .isa import VectorISA
+from .q4 import OFFSET, Q4Weight
+
+TILE_ROWS = 6  # with two vectors of outputs, 12 integer and 12 float32 sums in registers
+GROUP_WORDS = GROUP // 4  # int32 words of four k
+PANEL_GROUP = GROUP_WORDS + 1  # vectors of a group in an unpacked panel: the last one is where the sums start
+_MAX_CODE = 127.0
+# Added to a float32 below 2**22 it leaves the integer nearest to it in the low bits.
+_ROUNDING = 1.5 * 2**23
+_TINY = 1e-30  # a smaller maximum counts as zero: its inverse would overflow
+_OFFSET_BYTES = -0x7F7F7F80  # four unsigned bytes of 128, as int32
+
+
+@dataclass(frozen=True)
+class QuantizedActivations:
+    """x [m, k] as 8-bit codes 128 + q.
+
+    Parameters
+    ----------
+    words : int32 [m, k // 4], four codes a word, the first in the low byte.
+    scales : float32 [m, k // 32]; x = scale * q.
+    """
+
+    words: T.Buffer
+    scales: T.Buffer
+
+    def store(self, isa: VectorISA, x: T.Buffer, row, num_groups: int) -> None:
+        """Statements: quantize one row of x."""
+        codes = T.decl_buffer((*self.words.shape[:-1], num_groups * GROUP), "uint8", data=self.words.data)
+        with T.serial(num_groups) as group:
+            firsts = [group * GROUP + i for i in range(0, GROUP, isa.lanes)]
+            values = [T.Bind(isa.load(x, row, first)) for first in firsts]
+            largest = T.Bind(isa.hmax(reduce(isa.vmax, (_magnitude(isa, value) for value in values))))
+            T.buffer_store(self.scales, largest * T.float32(1 / _MAX_CODE), [row, group])
+            inverse = T.Bind(isa.splat(_inverse(largest)))
+            for first, value in zip(firsts, values):
+                rounded = value * inverse + isa.splat(T.float32(_ROUNDING + OFFSET))
+                bits = T.reinterpret(f"int32x{isa.lanes}", rounded)
+                T.buffer_store(codes, T.cast(bits, f"uint8x{isa.lanes}"), [row, isa.ramp(first)])
+
+
+def unpack_int8_panel(weight: Q4Weight, panel, words: T.Buffer, scales: T.Buffer, slot) -> None:
+    """Statements: the weights of ``panel`` as 8-bit integers times a scale for each row.
+
+    words : int32 [slots, num_groups, 9, 32], four k a word, and -128 * (sum of the group) at 8; ``slot`` is written.
+    scales : float32 [slots, 32].
+    """
+    isa = weight.isa
+    with T.serial(PANEL_ROWS // isa.lanes) as v:
+        lanes = isa.ramp(v * isa.lanes)
+        _store_row_scales(weight, panel, scales, slot, v * isa.lanes)
+        # A row of zeros has the codes 0 whatever the scale.
+        row_scale = isa.vmax(scales[slot, lanes], isa.splat(T.float32(_TINY)))
+        inverse = T.Bind(isa.splat(T.float32(1)) / row_scale)
+        with T.serial(weight.num_groups) as group:
+            scale = T.Bind(weight.scales(panel, group, v * isa.lanes) * inverse)
+            minimum = weight.minima(panel, group, v * isa.lanes)
+            offset = T.Bind(minimum * inverse - scale * isa.splat(T.float32(OFFSET)))
+            sums = isa.splat(T.int32(0))
+            for t in range(4):
+                pairs = weight.offset_pairs(panel, group, t, v * isa.lanes)
+                for i in range(2):
+                    halves = [half for pair in pairs[2 * i : 2 * i + 2] for half in isa.halves_of_bf16(pair)]
+                    word = T.Bind(_bytes(isa, [half * scale + offset for half in halves]))
+                    T.buffer_store(words, word, [slot, group, 2 * t + i, lanes])
+                    sums = T.Bind(isa.dot4(sums, isa.splat(T.int32(_OFFSET_BYTES)), word))
+            T.buffer_store(words, isa.splat(T.int32(0)) - sums, [slot, group, GROUP_WORDS, lanes])
+
+
+def _bytes(isa: VectorISA, values: list):
+    """Four float32 vectors, rounded to integers of 8 bits, in the bytes of an int32 vector."""
+    word = isa.splat(T.int32(0))
+    for e, value in enumerate(values):
+        bits = T.reinterpret(f"int32x{isa.lanes}", value + isa.splat(T.float32(_ROUNDING)))
+        word = word | T.shift_left(bits & isa.splat(T.int32(255)), isa.splat(T.int32(8 * e)))
+    return word
+
+
+def _store_row_scales(weight: Q4Weight, panel, scales: T.Buffer, slot, first_row) -> None:
+    """Statements: the largest value that the codes 0 and 15 of a row stand for, over 127."""
+    isa = weight.isa
+    at = [slot, isa.ramp(first_row)]
+    T.buffer_store(scales, isa.zero(), at)
+    with T.serial(weight.num_groups) as group:
+        minimum = weight.minima(panel, group, first_row)
+        maximum = T.Bind(weight.scales(panel, group, first_row) * isa.splat(T.float32(15)) + minimum)
+        largest = isa.vmax(_magnitude(isa, minimum), _magnitude(isa, maximum))
+        T.buffer_store(scales, isa.vmax(scales[tuple(at)], largest * isa.splat(T.float32(1 / _MAX_CODE))), at)
+
+
+def _magnitude(isa: VectorISA, value):
+    """abs(value) of a float32 vector."""
+    bits = T.reinterpret(f"int32x{isa.lanes}", value) & isa.splat(T.int32(0x7FFFFFFF))
+    return T.Bind(T.reinterpret(f"float32x{isa.lanes}", bits))
+
+
+def _inverse(largest):
+    return T.if_then_else(largest > T.float32(_TINY), T.float32(_MAX_CODE) / largest, T.float32(0))
+
+
+def int8_tile(
+    isa: VectorISA, x: QuantizedActivations, words: T.Buffer, scales: T.Buffer, slot, first_row, rows: int
+) -> list[list]:
+    """Statements that sum over K with an unpacked panel; result[row][vector] is a float32 vector expression."""
+    places = [isa.ramp(first) for first in range(0, PANEL_ROWS, isa.lanes)]
+    totals = zero_totals(isa, rows)
+    with T.serial(words.shape[1]) as group:
+        sums = [[words[slot, group, GROUP_WORDS, at] for at in places] for _ in range(rows)]
+        for i in range(GROUP_WORDS):
+            factors = [T.Bind(words[slot, group, i, at]) for at in places]
+            for r in range(rows):
+                codes = T.Bind(isa.splat(x.words[first_row + r, group * GROUP_WORDS + i]))
+                sums[r] = [T.Bind(isa.dot4(total, codes, factor)) for total, factor in zip(sums[r], factors)]
+        for r in range(rows):
+            scale = isa.splat(x.scales[first_row + r, group])
+            for at, total in zip(places, sums[r]):
+                value = totals[r][at] + T.cast(total, f"float32x{isa.lanes}") * scale
+                T.buffer_store(totals[r], value, [at])
+    return [[value * scales[slot, at] for value, at in zip(row, places)] for row in panel_vectors(isa, totals)]
