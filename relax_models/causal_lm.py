@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tvm import te, tirx
+from tvm import relax, te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
@@ -50,8 +50,10 @@ class CausalLM(nn.Module):
     ) -> tuple[Tensor, PagedKVCache]:
         """[1, seq_len, hidden], all sequences one after the other, and int32 [batch_size], the rows whose logits are
         wanted -> [1, batch_size, vocab]."""
-        hidden = op.take(self.model(input_embeds, paged_kv_cache), logit_positions, axis=1)
-        return self._logits(hidden), paged_kv_cache
+        hidden = self.model(input_embeds, paged_kv_cache)
+        # nn.op.take reads outside of the rows for a bad position; clipping costs nothing.
+        rows = relax.op.take(hidden._expr, logit_positions._expr, axis=1, mode="clip")
+        return self._logits(op.wrap_nested(rows, "rows")), paged_kv_cache
 
     def batch_decode(self, input_embeds: Tensor, paged_kv_cache: PagedKVCache) -> tuple[Tensor, PagedKVCache]:
         """[batch_size, 1, hidden] -> [batch_size, 1, vocab]."""
