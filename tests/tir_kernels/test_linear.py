@@ -22,7 +22,7 @@ from tir_kernels.cpu.linear import linear, swiglu
 from tir_kernels.weight_format import FORMATS
 
 FORMAT_DTYPES = [("f32_n32", "float32"), ("bf16_n32k2", "bfloat16"), ("q4_n32g32", "bfloat16")]
-ROWS = (1, 2, 3, 7, 8, 33, 129)
+ROWS = (1, 2, 3, 7, 8, 11, 33, 129)
 K = 416  # not a multiple of the blocks of K that some tiers use
 FLOAT32_UNIT, BFLOAT16_UNIT = 2.0**-24, 2.0**-8
 
@@ -75,7 +75,7 @@ def _int8_steps(x: np.ndarray, packed: np.ndarray, n: int) -> tuple[np.ndarray, 
 
 def _int8_error(isa, format_name: str, x: np.ndarray, w: np.ndarray, packed: np.ndarray) -> np.ndarray | float:
     """What rounding to 8 bits may add to the sums x @ w.T; 0 where no kernel does it."""
-    if format_name != "q4_n32g32" or not isa.has_int8_dot or len(x) <= 32:
+    if format_name != "q4_n32g32" or not isa.has_int8_dot or len(x) <= 8:
         return 0.0
     x_step, w_step = _int8_steps(x, packed, len(w))
     x_part = x_step @ np.abs(w).T

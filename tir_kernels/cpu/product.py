@@ -61,7 +61,7 @@ class Product:
     @property
     def _max_direct_rows(self) -> int:
         """Up to this many rows, unpacking 4-bit weights in each tile costs less than writing them to memory once."""
-        return max_tile_rows(self.isa) * (4 if self.isa.has_bf16_dot else 2)
+        return max_tile_rows(self.isa) * (1 if self.isa.has_int8_dot else 2)
 
     @property
     def _num_words(self) -> int:
@@ -134,6 +134,7 @@ class Product:
                     self._emit_tiles(task, first_row, rows, self._word_tile(activations, words, 0, 1))
 
     def _emit_int8(self) -> None:
+        """Quantizes the activations, then multiplies as :meth:`_emit_unpacked_q4` does."""
         isa, num_groups = self.isa, self.k // GROUP
         weight = Q4Weight(isa, self.weight)
         panel_shape = (self.num_panels, num_groups, PANEL_GROUP, PANEL_ROWS)
