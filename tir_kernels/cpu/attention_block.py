@@ -18,6 +18,7 @@ from .vector_ranges import vector_starts
 NEVER = -1e30  # the score of an entry that a row does not see, and the running maximum before the first page
 _RESCALE_AT = 8.0
 _CACHE_LINE = 16  # words
+_PREFETCH_PAGES = 3  # a CPU drops prefetches when its queue is full: every line is asked for three times
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TaskScratch:
 
 
 def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
-    """TVMScript statements: ``scratch(rows)``, ``start(...)`` and ``update(...)``.
+    """TVMScript statements: ``scratch(rows)``, ``upcoming(...)``, ``start(...)`` and ``update(...)``.
 
     A row is one query head of one token; row = token * group + head within the group.
     """
@@ -56,6 +57,11 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 weights=T.sblock_alloc_buffer((R, shape.weight_width), shape.operand_dtype),
             )
         )
+
+    def upcoming(page_indices, first, p, count):
+        """The pages that follow page ``p`` of the ``count`` that a sequence has in page_indices from ``first`` on."""
+        following = (T.min(p + ahead, count - 1) for ahead in range(1, _PREFETCH_PAGES + 1))
+        return T.meta_var([T.Bind(T.cast(page_indices[first + i], "int64")) for i in following])
 
     @T.inline
     def start(q, token0, head, num_rows, num_padded_rows, s):
@@ -90,13 +96,13 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                     shape.page_words(pages, head_page, word, column + v * L, only_first),
                 )
 
-    @T.inline
-    def prefetch(pages, head_page, word, column, width):
-        for v in T.unroll(-(-width // _CACHE_LINE)):
-            T.evaluate(isa.prefetch(pages[head_page, word, column + v * _CACHE_LINE, 0]))
+    def prefetch(pages, next_pages, word, column, width: int) -> None:
+        for page_ahead in next_pages:
+            for start_of_line in range(0, width, _CACHE_LINE):
+                T.evaluate(isa.prefetch(pages[page_ahead, word, column + start_of_line, 0]))
 
     @T.inline
-    def compute_scores(k_pages, head_page, next_head_page, row0, s):
+    def compute_scores(k_pages, head_page, next_pages, row0, s):
         for kb in T.serial(page // key_block):
             with T.sblock("scores"):
                 T.reads()
@@ -106,7 +112,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                     acc[ramp(v * L)] = isa.zero()
                 for c in T.serial(d // P):
                     if row0 == 0:
-                        prefetch(k_pages, next_head_page, c, kb * key_block, key_block)
+                        prefetch(k_pages, next_pages, c, kb * key_block, key_block)
                     multiply(acc, key_block, s.queries, row0, c, k_pages, head_page, kb * key_block, only_first=False)
                 for i in T.unroll(R):
                     for v in T.unroll(key_block // L):
@@ -175,7 +181,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 s.sums[row0 + i, ramp(0)] = total[ramp(0)]
 
     @T.inline
-    def accumulate_values(v_pages, head_page, next_head_page, row0, num_visible, s):
+    def accumulate_values(v_pages, head_page, next_pages, row0, num_visible, s):
         for db in T.serial(d // dim_block):
             with T.sblock("values"):
                 T.reads()
@@ -186,7 +192,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                         acc[ramp(i * dim_block + v * L)] = s.outputs[row0 + i, ramp(db * dim_block + v * L)]
                 for t in T.serial(num_visible // P):
                     if row0 == 0:
-                        prefetch(v_pages, next_head_page, t, db * dim_block, dim_block)
+                        prefetch(v_pages, next_pages, t, db * dim_block, dim_block)
                     multiply(acc, dim_block, s.weights, 0, t, v_pages, head_page, db * dim_block, only_first=False)
                 if num_visible % P > 0:
                     multiply(
@@ -205,19 +211,19 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                         s.outputs[row0 + i, ramp(db * dim_block + v * L)] = acc[ramp(i * dim_block + v * L)]
 
     @T.inline
-    def update(k_pages, v_pages, head_page, next_head_page, row0, visible0, num_rows, s):
+    def update(k_pages, v_pages, head_page, next_pages, row0, visible0, num_rows, s):
         """The row block from ``row0`` on meets a page, of which row r sees the first ``visible0 + r // group`` entries.
 
         What the page holds beyond the entries that rows below ``num_rows`` see has no influence, be it NaN. The first
-        row block asks for ``next_head_page`` meanwhile.
+        row block asks for ``next_pages`` meanwhile.
         """
         num_visible: T.let = T.min(visible0 + (T.min(row0 + R, num_rows) - 1) // g, page)
         if num_visible > 0:
-            compute_scores(k_pages, head_page, next_head_page, row0, s)
+            compute_scores(k_pages, head_page, next_pages, row0, s)
             if visible0 + row0 // g < page:
                 mask_scores(row0, visible0, s)
             raise_maxima(row0, s)
             compute_weights(row0, s)
-            accumulate_values(v_pages, head_page, next_head_page, row0, num_visible, s)
+            accumulate_values(v_pages, head_page, next_pages, row0, num_visible, s)
 
-    return SimpleNamespace(scratch=scratch, start=start, update=update)
+    return SimpleNamespace(scratch=scratch, upcoming=upcoming, start=start, update=update)

@@ -122,15 +122,13 @@ def attention_decode(
                             indices0: T.let = page_indptr[head, sequence]
                             for p in T.serial(page0, page_end):
                                 head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
-                                next_head_page: T.let = T.cast(
-                                    page_indices[indices0 + T.min(p + 1, page_end - 1)], "int64"
-                                )
+                                next_pages = block.upcoming(page_indices, indices0, p, T.ceildiv(length, page_size))
                                 for r in T.serial(num_blocks):
                                     block.update(
                                         k_pages,
                                         v_pages,
                                         head_page,
-                                        next_head_page,
+                                        next_pages,
                                         r * R,
                                         length - p * page_size,
                                         g,

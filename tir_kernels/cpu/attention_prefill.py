@@ -89,14 +89,10 @@ def attention_prefill(
                         indices0: T.let = page_indptr[head, sequence]
                         for p in T.serial(num_head_pages):
                             head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
-                            next_head_page: T.let = T.cast(
-                                page_indices[indices0 + T.min(p + 1, num_head_pages - 1)], "int64"
-                            )
+                            next_pages = block.upcoming(page_indices, indices0, p, num_head_pages)
                             for r in T.serial(num_blocks):
                                 visible: T.let = visible0 - p * page_size
-                                block.update(
-                                    k_pages, v_pages, head_page, next_head_page, r * R, visible, num_rows, scratch
-                                )
+                                block.update(k_pages, v_pages, head_page, next_pages, r * R, visible, num_rows, scratch)
                         for r in T.serial(num_rows):
                             norm: T.let = T.float32(1) / isa.hsum(scratch.sums[r, ramp(0)])
                             for v in T.serial(d // L):
