@@ -12,7 +12,8 @@ QWEN_DEMO := dist/Qwen2.5-Coder-0.5B-Instruct-q4bf16_1-MLC
 
 demo: $(DEMO)/tensor-cache.json
 	$(BIN)/python -m runtime.generate $(DEMO) --prompt-file docs/how-it-works.md \
-	    --question "In two sentences: what does the KV cache do?" --temperature 0 --max-tokens 120
+	    --question "Summarize this document in a few sentences." --temperature 0 --max-tokens 100 \
+	    --set "repetition_penalty=1.15"
 
 test: $(VENV)/test.done $(SMOLLM2)
 	$(BIN)/python -m pytest
