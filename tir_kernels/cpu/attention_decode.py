@@ -7,7 +7,6 @@ from .attention_block import NEVER, attention_block
 from .attention_shape import AttentionShape
 from .isa import VectorISA
 
-_MAX_ROW_BLOCK = 8
 _MIN_PAGES = 4  # of a split: shorter ones spend their time waiting for their first page and being merged
 _MIN_PARALLEL_ELEMENTS = 32768  # of the parts to merge; a parallel region costs about as long
 
@@ -31,7 +30,8 @@ def attention_decode(
     ``num_splits`` parts.
     """
     g = num_attention_heads // num_key_value_heads
-    R = -(-g // -(-g // _MAX_ROW_BLOCK))  # the fewest blocks of at most 8 rows, all about the same size
+    max_row_block = 7 if isa.num_vector_registers >= 32 else 4  # rows that leave registers for two vectors each
+    R = -(-g // -(-g // max_row_block))  # the fewest blocks, all about the same size
     shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, R)
     block = attention_block(shape, sm_scale)
     ramp = isa.ramp

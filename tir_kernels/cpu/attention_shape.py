@@ -45,7 +45,8 @@ class AttentionShape:
     @property
     def _block_vectors(self) -> int:
         """Accumulator vectors a row that fit the registers, beside one operand a vector and a few temporaries."""
-        return min(5, (self.isa.num_vector_registers - 4) // (self.row_block + 1))
+        temporaries = 6 if self.pair == 2 and not self.dot else 4
+        return min(5, (self.isa.num_vector_registers - temporaries) // (self.row_block + 1))
 
     @property
     def key_block(self) -> int:
