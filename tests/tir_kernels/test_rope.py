@@ -1,6 +1,6 @@
 """rope_table and rope_append against float64 numpy.
 
-Bounds. Table: the angles are the same float32 products as the oracle's; the kernel promises 1e-6. RoPE: each product and
+Bounds. Table: the angles are the same float32 products as the oracle's; the kernel promises 1e-6. RoPE: a product and
 the sum round once at 2**-24 relative to |x| + |y| <= 12 (normal deviates), hence 4e-6; bfloat16 rounds at 2**-8.
 """
 

@@ -44,6 +44,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
     vectors = page // L
     scale = sm_scale * math.log2(math.e)
     fast = shape.dtype == "bfloat16"
+    lines_per_row = -(-page * d // P // _CACHE_LINE // R)
     query_starts = vector_starts(isa, shape.query_width)
 
     def scratch(rows: int):
@@ -102,6 +103,12 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 T.evaluate(isa.prefetch(pages[page_ahead, word, column + start_of_line, 0]))
 
     @T.inline
+    def prefetch_share(pages, head_page, i):
+        """The lines of ``head_page`` that row ``i`` of a row block asks for."""
+        for line in T.serial(lines_per_row):
+            T.evaluate(isa.prefetch(pages[head_page, 0, (i * lines_per_row + line) * _CACHE_LINE, 0]))
+
+    @T.inline
     def compute_scores(k_pages, head_page, next_pages, row0, s):
         for kb in T.serial(page // key_block):
             with T.sblock("scores"):
@@ -157,13 +164,16 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                         s.outputs[row0 + i, ramp(v * L)] = s.outputs[row0 + i, ramp(v * L)] * factor[ramp(0)]
 
     @T.inline
-    def compute_weights(row0, s):
+    def compute_weights(k_pages, v_pages, head_page, next_pages, row0, s):
         with T.sblock("weights"):
             T.reads()
             T.writes()
             e = T.sblock_alloc_buffer((2, L), "float32")
             total = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
+                if row0 == 0:  # the memory has time now: what the products below and the next page lack
+                    prefetch_share(v_pages, head_page, i)
+                    prefetch_share(k_pages, next_pages[0], i)
                 total[ramp(0)] = s.sums[row0 + i, ramp(0)]
                 for w in T.unroll((vectors + 1) // 2):
                     for half in T.unroll(2):
@@ -223,7 +233,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
             if visible0 + row0 // g < page:
                 mask_scores(row0, visible0, s)
             raise_maxima(row0, s)
-            compute_weights(row0, s)
+            compute_weights(k_pages, v_pages, head_page, next_pages, row0, s)
             accumulate_values(v_pages, head_page, next_pages, row0, num_visible, s)
 
     return SimpleNamespace(scratch=scratch, upcoming=upcoming, start=start, update=update)
