@@ -1,7 +1,7 @@
 """Compiles a model into an MLC model library, and converts its weights.
 
-    python compile.py --model qwen --target llvm
-    python compile.py --model model.gguf --weights model.gguf --quantization q0bf16
+python compile.py --model qwen --target llvm
+python compile.py --model model.gguf --weights model.gguf --quantization q0bf16
 """
 
 import sys

@@ -18,6 +18,7 @@ from tir_kernels.cpu.isa import vector_isa
 from tir_kernels.cpu.linear import linear, swiglu
 from tir_kernels.weight_format import FORMATS
 
+_BF16 = np.dtype(ml_dtypes.bfloat16)
 _UNCACHED_BYTES = 512 << 20  # calls cycle through at least this much memory where the kernel streams it
 _RNG = np.random.default_rng(0)
 

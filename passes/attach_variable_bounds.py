@@ -1,4 +1,5 @@
-"""States the largest value of each symbolic size, so that temporary memory is planned once and never by the context length."""
+"""States the largest value of each symbolic size, so that temporary memory is planned once and never by the
+context length."""
 
 import tvm
 from tvm import IRModule, relax

@@ -34,8 +34,8 @@ def library_metadata(
 ) -> dict:
     """The metadata of the library that :func:`build_library` will make of an MLC-style module.
 
-    It has the keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc) and ours: how each parameter is stored, for what
-    CPU, and the cache's bytes a token. ``param_names`` are in the order of ``packed_params``.
+    It has the keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc) and ours: how each parameter is stored, for
+    what CPU, and the cache's bytes a token. ``param_names`` are in the order of ``packed_params``.
     """
     spec = attention_spec(mod)
     return {
@@ -101,7 +101,8 @@ def build_library(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         native = build_kv_cache_object(Path(scratch, "kv_cache.o"), target_triple=triple)
-        # Without this, common subexpressions of two kernel branches end up in host code that does not dominate its uses.
+        # Without this, common subexpressions of two kernel branches end up in host code that does not dominate
+        # its uses.
         with PassContext(config={"tirx.disable_cse_tir": True}), target:
             executable = relax.build(
                 mod, target, relax_pipeline=cpu_pipeline(target, weight_format, metadata, debug_dump)

@@ -33,7 +33,9 @@ def parse_target(text: str, mcpu: str | None = None) -> Target:
     except Exception as error:  # TVM reports a bad field with an InternalError that names it
         raise UserError(f"target '{text}' is not valid: {str(error).strip().splitlines()[-1]}") from None
     if "mcpu" in fields and not llvm_is_valid_cpu(fields["mcpu"], fields.get("mtriple", llvm_get_system_triple())):
-        raise UserError(f"unknown CPU '{fields['mcpu']}': name one that LLVM knows, such as znver4, haswell or cortex-a76")
+        raise UserError(
+            f"unknown CPU '{fields['mcpu']}': name one that LLVM knows, such as znver4, haswell or cortex-a76"
+        )
     return target
 
 

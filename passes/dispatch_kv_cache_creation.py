@@ -5,7 +5,8 @@ from tvm import IRModule, relax
 
 from .attention_spec import CREATION_FUNCTION, attention_spec, creation_sizes
 
-PAGE_SIZE = 64  # entries of a physical page: four 16-lane vectors of keys, and small enough to lose little in partly filled pages
+# Entries of a physical page: four 16-lane vectors of keys, and little lost in pages that are partly filled.
+PAGE_SIZE = 64
 NATIVE_FACTORY = "kv_cache_create"  # exported by runtime/native
 
 

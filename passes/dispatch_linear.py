@@ -1,4 +1,5 @@
-"""Stores the matrices in the layout of the linear kernels and calls these kernels, with the ops behind a matmul fused in."""
+"""Stores the matrices in the layout of the linear kernels and calls these kernels, with the ops behind a matmul
+fused in."""
 
 from math import prod
 
@@ -104,7 +105,9 @@ class _Rewriter(PyExprMutator):
             kernel = self._kernel(
                 name, linear, n, k, stored.format, str(x.ty.dtype), out_dtype=chain.dtype, m=m, **fused
             )
-            args += [self._matrix(self.visit_expr(extra)) for extra in (chain.bias, chain.residual) if extra is not None]
+            args += [
+                self._matrix(self.visit_expr(extra)) for extra in (chain.bias, chain.residual) if extra is not None
+            ]
         result = self.builder_.emit(relax.call_tir(kernel, args, relax.TensorType((rows, n), chain.dtype)))
         return relax.op.reshape(result, chain.result.ty.shape)
 

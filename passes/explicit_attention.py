@@ -15,7 +15,8 @@ from .attention_spec import AttentionSpec, attention_spec
 from .dispatch_kv_cache_creation import PAGE_SIZE
 
 _FUSED_ATTENTION = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"
-DECODE_TASKS = 32  # work items of a single-sequence decode step: enough to balance 8 threads and small beside a page's work
+# Work items of a single-sequence decode step: enough to balance 8 threads, and few beside the work of a page.
+DECODE_TASKS = 32
 
 _positions = relax.TensorType(dtype="int32", ndim=1)
 _table = relax.TensorType(dtype="int32", ndim=2)
@@ -123,7 +124,8 @@ class _Rewriter(PyExprMutator):
         )
 
     def _emit_layer_tables(self, kv_cache: relax.Expr, layer) -> list[relax.Expr]:
-        """The pages and tables of one layer. The number of pages is matched on the first layer only: it is the same in all."""
+        """The pages and tables of one layer. The number of pages is matched on the first layer only: it is the
+        same in all."""
         spec = self.spec
         pair = 2 if spec.dtype == "bfloat16" else 1
         first = self.num_head_pages is None

@@ -85,7 +85,9 @@ def _extend(chain: LinearChain, values: dict, users: dict) -> bool:
 def _absorb_swiglu(chain: LinearChain, split: relax.Var, values: dict, users: dict) -> bool:
     """gate, up = split(y, 2); silu(gate) * up. Always returns False: nothing is fused behind it."""
     axis, last = values[split].attrs.axis, len(chain.result.ty.shape) - 1
-    halves = {values[reader].index: reader for reader in users[split] if isinstance(values.get(reader), relax.TupleGetItem)}
+    halves = {
+        values[reader].index: reader for reader in users[split] if isinstance(values.get(reader), relax.TupleGetItem)
+    }
     if axis not in (-1, last) or set(halves) != {0, 1} or len(split.ty.fields) != 2:
         return False
     gate, up = halves[0], halves[1]

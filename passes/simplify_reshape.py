@@ -17,7 +17,9 @@ class SimplifyReshape:
         for var, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 rewriter.builder_.update_func(var, rewriter.visit_expr(func))
-        clean = tvm.transform.Sequential([relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()])
+        clean = tvm.transform.Sequential(
+            [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
+        )
         return clean(rewriter.builder_.get())
 
 

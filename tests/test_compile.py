@@ -69,7 +69,14 @@ def test_debug_dump_has_the_module_after_each_phase(hf_folder, tmp_path, monkeyp
 
 
 def test_a_library_for_aarch64(hf_folder, tmp_path, monkeypatch, capsys):
-    arguments = ("--model", hf_folder, "--target", "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", "-o", tmp_path / "out")
+    arguments = (
+        "--model",
+        hf_folder,
+        "--target",
+        "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76",
+        "-o",
+        tmp_path / "out",
+    )
     if shutil.which("aarch64-linux-gnu-g++"):
         run(monkeypatch, *arguments)
         header = (tmp_path / "out/libs/Tiny-Qwen-q4bf16_1-cpu.so").read_bytes()[:20]

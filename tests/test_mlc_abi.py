@@ -38,7 +38,9 @@ class MLCModel:
 
     def step(self, function: str, ids: list[list[int]], sequences: list[int], shape, *extra, tree=None) -> np.ndarray:
         embeddings = self.embed(sum(ids, []))
-        self.state("begin_forward", Shape(sequences), Shape([len(row) for row in ids]), *([Shape(tree)] if tree else []))
+        self.state(
+            "begin_forward", Shape(sequences), Shape([len(row) for row in ids]), *([Shape(tree)] if tree else [])
+        )
         hidden = tvm.runtime.tensor(embeddings.reshape(*shape, embeddings.shape[-1]))
         logits, _ = self.vm[function](hidden, *extra, self.kv, self.params)
         self.state("end_forward")
@@ -81,7 +83,9 @@ def test_ragged_batches_equal_the_reference(model, torch_model):
         assert_close(decoded[:, 0], [expected_b[20 + i], expected_a[70 + i]])
     verified = model.step("batch_verify", [a[73:77], b[23:25]], [7, 3], (1, 6))
     assert_close(verified[0], np.concatenate([expected_a[73:77], expected_b[23:25]]))
-    mixed = model.step("batch_prefill", [a[77:78], b[25:40]], [7, 3], (1, 16), tvm.runtime.tensor(np.array([0, 15], "int32")))
+    mixed = model.step(
+        "batch_prefill", [a[77:78], b[25:40]], [7, 3], (1, 16), tvm.runtime.tensor(np.array([0, 15], "int32"))
+    )
     assert_close(mixed[0], [expected_a[77], expected_b[39]])
 
 

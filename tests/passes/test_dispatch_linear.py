@@ -137,7 +137,9 @@ def test_matmuls_take_and_what_follows_them_become_kernels():
         tvm.ir.assert_structural_equal(after[name].without_attr("global_symbol"), kernel.without_attr("global_symbol"))
 
 
-def function(body: str, x: str = '(2, 64), "bfloat16"', weights: str = 'R.Tensor((192, 64), "bfloat16")') -> tvm.IRModule:
+def function(
+    body: str, x: str = '(2, 64), "bfloat16"', weights: str = 'R.Tensor((192, 64), "bfloat16")'
+) -> tvm.IRModule:
     """A module with the function ``main(x, y, packed_params)`` whose dataflow block is ``body`` and returns ``out``."""
     lines = "\n            ".join(body.strip().splitlines())
     return tvm.script.from_source(
@@ -170,12 +172,24 @@ def kernels_of(mod: tvm.IRModule) -> list[str]:
         ("p = R.matmul(x, R.permute_dims(w))\nq = R.add(p, y)\nout = R.multiply(p, q)", ["linear"]),
         # A second residual is an add of its own.
         ("p = R.add(R.matmul(x, R.permute_dims(w)), y)\nout = R.add(p, y)", ["linear_residual"]),
-        ("h = R.split(R.matmul(x, R.permute_dims(w)), 2, axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])", ["swiglu"]),
+        (
+            "h = R.split(R.matmul(x, R.permute_dims(w)), 2, axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])",
+            ["swiglu"],
+        ),
         # Halves of 40 rows share a panel of 32: SwiGLU as an op of its own.
-        ("h = R.split(R.matmul(x, R.permute_dims(w)), [40, 80], axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])", ["linear"]),
+        (
+            "h = R.split(R.matmul(x, R.permute_dims(w)), [40, 80], axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])",
+            ["linear"],
+        ),
         # silu on the second half, and a split in three: no SwiGLU.
-        ("h = R.split(R.matmul(x, R.permute_dims(w)), 2, axis=-1)\nout = R.multiply(R.nn.silu(h[1]), h[0])", ["linear"]),
-        ("h = R.split(R.matmul(x, R.permute_dims(w)), 3, axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])", ["linear"]),
+        (
+            "h = R.split(R.matmul(x, R.permute_dims(w)), 2, axis=-1)\nout = R.multiply(R.nn.silu(h[1]), h[0])",
+            ["linear"],
+        ),
+        (
+            "h = R.split(R.matmul(x, R.permute_dims(w)), 3, axis=-1)\nout = R.multiply(R.nn.silu(h[0]), h[1])",
+            ["linear"],
+        ),
     ],
 )
 def test_what_is_fused_behind_a_matmul(body, kernels):

@@ -85,9 +85,7 @@ def expected_main(after: tvm.IRModule, batch_shape, layers: int, kernel: str) ->
         with builder.dataflow():
             qkv = builder.emit(relax.op.reshape(x, (n, 12, 32)))
             step = builder.emit(
-                relax.call_pure_packed(
-                    "kv_cache_step", kv, ty_args=relax.TupleType([table(1), table(1), table(2)])
-                )
+                relax.call_pure_packed("kv_cache_step", kv, ty_args=relax.TupleType([table(1), table(1), table(2)]))
             )
             positions, query_indptr, tiles = (builder.emit(step[i]) for i in range(3))
             cos_sin = builder.emit(

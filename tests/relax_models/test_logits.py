@@ -34,7 +34,8 @@ def stored_weights(weights: dict[str, np.ndarray], quantization: str) -> dict[st
     packing = weight_format(quantization)
     round_plain = (lambda w: w.astype(ml_dtypes.bfloat16).astype(np.float32)) if quantization != "q0f32" else np.array
     return {
-        name: packing.unpack(packing.pack(w), *w.shape) if w.ndim == 2 else round_plain(w) for name, w in weights.items()
+        name: packing.unpack(packing.pack(w), *w.shape) if w.ndim == 2 else round_plain(w)
+        for name, w in weights.items()
     }
 
 
@@ -54,7 +55,9 @@ def test_bfloat16_and_4_bit(quantization, tmp_path):
     config = TINY_CONFIGS["qwen2-tied"]
     model = reference_model(config, seed=11)
     weights = named_weights(model)
-    model.load_state_dict({name: torch.from_numpy(w) for name, w in stored_weights(weights, quantization).items()}, strict=False)
+    model.load_state_dict(
+        {name: torch.from_numpy(w) for name, w in stored_weights(weights, quantization).items()}, strict=False
+    )
     ids = np.random.default_rng(2).integers(0, config.vocab_size, 110).tolist()
     expected = reference_logits(model, ids)
     engine = compile_model(config, weights, quantization, tmp_path)

@@ -1,10 +1,12 @@
 """The vector instruction set that CPU kernels are written against: four feature tiers behind one set of expressions.
 
-A kernel picks nothing by CPU name. It takes a :class:`VectorISA`, loops over vectors of ``isa.lanes`` float32 and calls the
-methods below inside TVMScript; each returns a TIR expression. ``with isa.helpers():`` has to enclose the code that uses them.
+A kernel picks nothing by CPU name. It takes a :class:`VectorISA`, loops over vectors of ``isa.lanes`` float32 and
+calls the methods below inside TVMScript; each returns a TIR expression. ``with isa.helpers():`` has to enclose the
+code that uses them.
 
-Two traps of TVM 0.27: only a buffer in the default scope and below 1 KiB lies on the stack (scope "local" becomes a heap
-workspace on CPU), and ``name = expression`` allocates a "local" buffer; bind values with ``name: T.let = expression``.
+Two traps of TVM 0.27: only a buffer in the default scope and below 1 KiB lies on the stack (scope "local" becomes a
+heap workspace on CPU), and ``name = expression`` allocates a "local" buffer; bind values with ``name: T.let =
+expression``.
 """
 
 import math
@@ -74,11 +76,13 @@ class VectorISA:
         return T.broadcast(T.float32(0), self.lanes)
 
     def tail_mask(self, base, limit):
-        """The lanes of the vector that starts at ``base`` whose index is below ``limit``, which is at least ``base``."""
+        """The lanes of the vector that starts at ``base`` whose index is below ``limit``, which is at least
+        ``base``."""
         return T.get_active_lane_mask(f"boolx{self.lanes}", T.int32(0), T.int32(limit - base))
 
     def load(self, buffer, *indices, mask=None):
-        """float32 vector from a float32 or bfloat16 buffer, its first element at ``indices``; lanes outside ``mask`` are 0."""
+        """float32 vector from a float32 or bfloat16 buffer, its first element at ``indices``; lanes outside ``mask``
+        are 0."""
         *outer, base = indices
         if mask is None:
             value = buffer[(*outer, self.ramp(base))]
@@ -88,7 +92,8 @@ class VectorISA:
         return value if mask is None else T.Select(mask, value, self.zero())
 
     def store(self, buffer, value, *indices, mask=None) -> None:
-        """Statement: write a float32 vector to a float32 or bfloat16 buffer from ``indices`` on, only the lanes in ``mask``."""
+        """Statement: write a float32 vector to a float32 or bfloat16 buffer from ``indices`` on, only the lanes in
+        ``mask``."""
         *outer, base = indices
         value = self.to_bf16(value) if buffer.dtype == "bfloat16" else value
         if mask is None:
@@ -105,7 +110,8 @@ class VectorISA:
         return self._call("float32", "x_dot2", acc, a, b)
 
     def dot4(self, acc, a, b):
-        """acc[i] + the sum over e of a[4i+e]*b[4i+e]; int32 vectors, a of four unsigned bytes, b of four signed ones."""
+        """acc[i] + the sum over e of a[4i+e]*b[4i+e]; int32 vectors, a of four unsigned bytes, b of four signed
+        ones."""
         return self._call("int32", "x_dot4", acc, a, b)
 
     def to_bf16(self, x):
@@ -144,7 +150,8 @@ class VectorISA:
 
     def sigmoid(self, x, fast: bool = False):
         """1 / (1 + exp(-x)) for float32 vectors; ``fast`` as in :meth:`exp2`."""
-        return self.splat(T.float32(1)) / (self.splat(T.float32(1)) + self.exp2(x * self.splat(T.float32(-LOG2_E)), fast))
+        one = self.splat(T.float32(1))
+        return one / (one + self.exp2(x * self.splat(T.float32(-LOG2_E)), fast))
 
     def vmax(self, a, b):
         """Element-wise maximum of vectors without NaN."""

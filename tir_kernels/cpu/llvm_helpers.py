@@ -1,8 +1,9 @@
 """LLVM IR of the vector helpers that TIR cannot express: one text per feature tier, the same function names in each.
 
-TVM's LLVM code generator has no bfloat vector type, turns ``exp2`` into scalar libm calls and ``max`` into a compare that
-keeps NaN rules. A kernel therefore imports this text (``pragma_import_llvm``) and calls the ``x_*`` functions; LLVM inlines
-them to bare instructions. bfloat16 data travels as int32 words that hold two consecutive elements, the lower one first.
+TVM's LLVM code generator has no bfloat vector type, turns ``exp2`` into scalar libm calls and ``max`` into a compare
+that keeps NaN rules. A kernel therefore imports this text (``pragma_import_llvm``) and calls the ``x_*`` functions;
+LLVM inlines them to bare instructions. bfloat16 data travels as int32 words that hold two consecutive elements, the
+lower one first.
 """
 
 import numpy as np
@@ -15,7 +16,8 @@ def exp2_coefficients(degree: int) -> list[float]:
     """Coefficients c0..c_degree of the least-squares polynomial of 2**f on [-0.5, 0.5], relative error weighted."""
     f = np.cos(np.pi * (np.arange(400) + 0.5) / 400) * 0.5
     y = np.exp2(f)
-    return np.linalg.lstsq(np.vander(f, degree + 1, increasing=True) / y[:, None], np.ones_like(f), rcond=None)[0].tolist()
+    powers = np.vander(f, degree + 1, increasing=True)
+    return np.linalg.lstsq(powers / y[:, None], np.ones_like(f), rcond=None)[0].tolist()
 
 
 def _float(value: float) -> str:
@@ -60,7 +62,8 @@ define i32 @x_greater_mask(<{n} x float> %a, <{n} x float> %b) {{
 
 
 def _from_f16(n: int, native: bool) -> str:
-    """float16 bits -> float32. Without an instruction (a library call an element on plain x86-64) the exponent is rebased by
+    """float16 bits -> float32. Without an instruction (a library call an element on plain x86-64) the exponent is
+    rebased by
     a multiplication, which is exact for all finite values.
     """
     if native:
@@ -144,7 +147,8 @@ define <{n} x i32> @x_pair_bf16(<{n} x float> %even, <{n} x float> %odd) {{
 
 
 def _exp2(n: int, name: str, degree: int, scalef: bool) -> str:
-    """2**x as 2**round(x) times a polynomial. Without vscalefps x is clamped to [-126, 126] and the exponent is added."""
+    """2**x as 2**round(x) times a polynomial. Without vscalefps x is clamped to [-126, 126] and the exponent is
+    added."""
     c = exp2_coefficients(degree)
     lines = [f"define <{n} x float> @{name}(<{n} x float> %x) {{"]
     if scalef:
@@ -154,7 +158,8 @@ def _exp2(n: int, name: str, degree: int, scalef: bool) -> str:
             " <16 x float> zeroinitializer, i16 -1, i32 4)",
         ]
     else:
-        magic = _splat(n, "float", _float(12582912.0))  # 1.5 * 2**23: adding it leaves the rounded integer in the low bits
+        # 1.5 * 2**23: adding it leaves the rounded integer in the low bits
+        magic = _splat(n, "float", _float(12582912.0))
         lines += [
             f"  %cl = fcmp ogt <{n} x float> %x, {_splat(n, 'float', _float(-126.0))}",
             f"  %xl = select <{n} x i1> %cl, <{n} x float> %x, <{n} x float> {_splat(n, 'float', _float(-126.0))}",
