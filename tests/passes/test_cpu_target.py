@@ -19,7 +19,7 @@ def test_plain_llvm_means_this_machine():
         ("llvm -mcpu=znver4", "haswell", "avx2"),
         ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", None, "generic"),
         ("llvm -mtriple=aarch64-linux-gnu", None, "generic"),
-        ("llvm -mcpu=haswell -mattr=+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512bf16", None, "avx512_bf16"),
+        ("llvm -mcpu=haswell -mattr=+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512bf16,+avx512vnni", None, "avx512_bf16"),
     ],
 )
 def test_features_come_from_the_target(text, mcpu, tier):
