@@ -18,7 +18,9 @@ from .vector_ranges import vector_starts
 NEVER = -1e30  # the score of an entry that a row does not see, and the running maximum before the first page
 _RESCALE_AT = 8.0
 _CACHE_LINE = 16  # words
-_PREFETCH_PAGES = 3  # a CPU drops prefetches when its queue is full: every line is asked for three times
+# A CPU drops prefetches when its queue is full, so every line is asked for several times, some pages ahead of its use.
+_MAX_PREFETCH_PAGES = 5
+_PREFETCH_BYTES = 128 << 10  # a part of the L2 cache
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class TaskScratch:
     weights: T.Buffer  # [row_block, weight_width]
 
 
-def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
+def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: int) -> SimpleNamespace:
     """TVMScript statements: ``scratch(rows)``, ``upcoming(...)``, ``start(...)`` and ``update(...)``.
 
-    A row is one query head of one token; row = token * group + head within the group.
+    A row is one query head of one token; row = token * group + head within the group. The first ``prefetching_blocks``
+    row blocks of a task ask for the pages that come next.
     """
     isa, L, R, g, d = shape.isa, shape.isa.lanes, shape.row_block, shape.group, shape.head_dim
     page, P, ramp = shape.page_size, shape.pair, isa.ramp
@@ -44,7 +47,9 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
     vectors = page // L
     scale = sm_scale * math.log2(math.e)
     fast = shape.dtype == "bfloat16"
-    lines_per_row = -(-page * d // P // _CACHE_LINE // R)
+    page_lines = page * d // P // _CACHE_LINE
+    lines_per_row = -(-page_lines // (prefetching_blocks * R))
+    prefetch_pages = max(1, min(_MAX_PREFETCH_PAGES, _PREFETCH_BYTES // (2 * page_lines * _CACHE_LINE * 4)))
     query_starts = vector_starts(isa, shape.query_width)
 
     def scratch(rows: int):
@@ -61,7 +66,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
 
     def upcoming(page_indices, first, p, count):
         """The pages that follow page ``p`` of the ``count`` that a sequence has in page_indices from ``first`` on."""
-        following = (T.min(p + ahead, count - 1) for ahead in range(1, _PREFETCH_PAGES + 1))
+        following = (T.min(p + ahead, count - 1) for ahead in range(1, prefetch_pages + 1))
         return T.meta_var([T.Bind(T.cast(page_indices[first + i], "int64")) for i in following])
 
     @T.inline
@@ -97,16 +102,19 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                     shape.page_words(pages, head_page, word, column + v * L, only_first),
                 )
 
-    def prefetch(pages, next_pages, word, column, width: int) -> None:
-        for page_ahead in next_pages:
-            for start_of_line in range(0, width, _CACHE_LINE):
-                T.evaluate(isa.prefetch(pages[page_ahead, word, column + start_of_line, 0]))
+    def prefetch(pages, next_pages, word, column, width: int, row0) -> None:
+        """Each prefetching block asks for some of the next pages, at the place where this page is being read."""
+        for b in range(prefetching_blocks):
+            with T.If(row0 == b * R), T.Then():
+                for page_ahead in next_pages[b::prefetching_blocks]:
+                    for start_of_line in range(0, width, _CACHE_LINE):
+                        T.evaluate(isa.prefetch(pages[page_ahead, word, column + start_of_line, 0]))
 
     @T.inline
-    def prefetch_share(pages, head_page, i):
-        """The lines of ``head_page`` that row ``i`` of a row block asks for."""
+    def prefetch_share(pages, head_page, row):
+        """The lines of ``head_page`` that one row of the prefetching blocks asks for."""
         for line in T.serial(lines_per_row):
-            T.evaluate(isa.prefetch(pages[head_page, 0, (i * lines_per_row + line) * _CACHE_LINE, 0]))
+            T.evaluate(isa.prefetch(pages[head_page, 0, (row * lines_per_row + line) * _CACHE_LINE, 0]))
 
     @T.inline
     def compute_scores(k_pages, head_page, next_pages, row0, s):
@@ -118,8 +126,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                 for v in T.unroll(R * key_block // L):
                     acc[ramp(v * L)] = isa.zero()
                 for c in T.serial(d // P):
-                    if row0 == 0:
-                        prefetch(k_pages, next_pages, c, kb * key_block, key_block)
+                    prefetch(k_pages, next_pages, c, kb * key_block, key_block, row0)
                     multiply(acc, key_block, s.queries, row0, c, k_pages, head_page, kb * key_block, only_first=False)
                 for i in T.unroll(R):
                     for v in T.unroll(key_block // L):
@@ -171,9 +178,9 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
             e = T.sblock_alloc_buffer((2, L), "float32")
             total = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
-                if row0 == 0:  # the memory has time now: what the products below and the next page lack
-                    prefetch_share(v_pages, head_page, i)
-                    prefetch_share(k_pages, next_pages[0], i)
+                if row0 < prefetching_blocks * R:  # the memory has time now: what is needed soon and still missing
+                    prefetch_share(v_pages, head_page, row0 + i)
+                    prefetch_share(k_pages, next_pages[0], row0 + i)
                 total[ramp(0)] = s.sums[row0 + i, ramp(0)]
                 for w in T.unroll((vectors + 1) // 2):
                     for half in T.unroll(2):
@@ -201,8 +208,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
                     for v in T.unroll(dim_block // L):
                         acc[ramp(i * dim_block + v * L)] = s.outputs[row0 + i, ramp(db * dim_block + v * L)]
                 for t in T.serial(num_visible // P):
-                    if row0 == 0:
-                        prefetch(v_pages, next_pages, t, db * dim_block, dim_block)
+                    prefetch(v_pages, next_pages, t, db * dim_block, dim_block, row0)
                     multiply(acc, dim_block, s.weights, 0, t, v_pages, head_page, db * dim_block, only_first=False)
                 if num_visible % P > 0:
                     multiply(
@@ -225,7 +231,7 @@ def attention_block(shape: AttentionShape, sm_scale: float) -> SimpleNamespace:
         """The row block from ``row0`` on meets a page, of which row r sees the first ``visible0 + r // group`` entries.
 
         What the page holds beyond the entries that rows below ``num_rows`` see has no influence, be it NaN. The first
-        row block asks for ``next_pages`` meanwhile.
+        row blocks ask for ``next_pages`` meanwhile.
         """
         num_visible: T.let = T.min(visible0 + (T.min(row0 + R, num_rows) - 1) // g, page)
         if num_visible > 0:

@@ -33,10 +33,10 @@ def attention_decode(
     max_row_block = 7 if isa.num_vector_registers >= 32 else 4  # rows that leave registers for two vectors each
     R = -(-g // -(-g // max_row_block))  # the fewest blocks, all about the same size
     shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, R)
-    block = attention_block(shape, sm_scale)
     ramp = isa.ramp
     H, G, d, P, L, S = num_attention_heads, num_key_value_heads, head_dim, shape.pair, isa.lanes, num_splits
     num_blocks = -(-g // R)
+    block = attention_block(shape, sm_scale, min(num_blocks, 2))
     rows = num_blocks * R
 
     def first_page(length, split):

@@ -33,7 +33,7 @@ def attention_prefill(
     head_dim and page_size are multiples of 16, sm_scale is positive.
     """
     shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK)
-    block = attention_block(shape, sm_scale)
+    block = attention_block(shape, sm_scale, prefetching_blocks=1)
     ramp = isa.ramp
     H, G, d, P = num_attention_heads, num_key_value_heads, head_dim, shape.pair
     g, L, R = shape.group, isa.lanes, _ROW_BLOCK
