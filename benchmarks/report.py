@@ -122,8 +122,9 @@ def main(results: Annotated[Path, typer.Option(help="Folder of the JSON files.")
         plot_prefill(result, DOCS / plot)
         sections.append(speed_section(result, plot))
     document = replace_section(document, "speed", "\n\n".join(sections))
-    kernels = Kernels.model_validate_json((results / "kernels.json").read_text())
-    document = replace_section(document, "kernels", f"{kernel_table(kernels)}\n\n{circumstances(kernels.run)}")
+    for path in results.glob("kernels.json"):
+        kernels = Kernels.model_validate_json(path.read_text())
+        document = replace_section(document, "kernels", f"{kernel_table(kernels)}\n\n{circumstances(kernels.run)}")
     page.write_text(document)
 
 
