@@ -16,8 +16,11 @@ class DispatchKVCacheCreation:
 
     The new function takes five one-element shapes (max_batch_size, max_total_seq_len, prefill_chunk_size, page_size,
     support_sliding_window), as MLC's engine passes them, and calls the native factory with these sizes, the sizes of
-    the model and the dtype.
+    the model, the dtype and ``policy_text`` ("key=value;..." as runtime/native/policy.h takes it; "" = nothing sparse).
     """
+
+    def __init__(self, policy_text: str = ""):
+        self.policy_text = policy_text
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         spec = attention_spec(mod)
@@ -35,7 +38,12 @@ class DispatchKVCacheCreation:
         with builder.function("create_tir_paged_kv_cache", params):
             cache = builder.emit(
                 relax.call_pure_packed(
-                    NATIVE_FACTORY, sizes, relax.ShapeExpr(model), tvm.ir.StringImm(spec.dtype), ty_args=relax.AnyType()
+                    NATIVE_FACTORY,
+                    sizes,
+                    relax.ShapeExpr(model),
+                    tvm.ir.StringImm(spec.dtype),
+                    tvm.ir.StringImm(self.policy_text),
+                    ty_args=relax.AnyType(),
                 )
             )
             builder.emit_func_output(cache)

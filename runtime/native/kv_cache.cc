@@ -5,14 +5,17 @@
 namespace entropy_mlc {
 namespace {
 
-ffi::ObjectRef Create(ffi::Shape engine, ffi::Shape model, ffi::String dtype) {
+ffi::ObjectRef Create(ffi::Shape engine, ffi::Shape model, ffi::String dtype, ffi::String policy_text) {
   static const KVAbi abi = ProbeKVAbi();
   CacheConfig config = CacheConfig::Parse(engine, model, dtype);
-  if (abi.checkpoint && abi.shared_kv) return MakeKVCache<abi_checkpoint_shared_kv::AttentionKVCacheObj>(config);
-  if (abi.checkpoint) return MakeKVCache<abi_checkpoint::AttentionKVCacheObj>(config);
-  if (abi.shared_kv) return MakeKVCache<abi_shared_kv::AttentionKVCacheObj>(config);
-  return MakeKVCache<abi_base::AttentionKVCacheObj>(config);
+  Policy policy = Policy::Parse(policy_text);
+  if (abi.checkpoint && abi.shared_kv) return MakeKVCache<abi_checkpoint_shared_kv::AttentionKVCacheObj>(config, policy);
+  if (abi.checkpoint) return MakeKVCache<abi_checkpoint::AttentionKVCacheObj>(config, policy);
+  if (abi.shared_kv) return MakeKVCache<abi_shared_kv::AttentionKVCacheObj>(config, policy);
+  return MakeKVCache<abi_base::AttentionKVCacheObj>(config, policy);
 }
+
+void Configure(ffi::ObjectRef cache, ffi::String text) { LiveCaches::Get().Find(cache).Configure(text); }
 
 ffi::Array<Tensor> Step(ffi::ObjectRef cache) { return LiveCaches::Get().Find(cache).Step(); }
 
@@ -23,5 +26,6 @@ ffi::Array<Tensor> Layer(ffi::ObjectRef cache, int64_t layer) { return LiveCache
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"  // `self` in the macro
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_create, entropy_mlc::Create);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_configure, entropy_mlc::Configure);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_step, entropy_mlc::Step);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_layer, entropy_mlc::Layer);

@@ -7,6 +7,7 @@
 #include "capacity.h"
 #include "page_pool.h"
 #include "page_store.h"
+#include "policy.h"
 #include "sequence_table.h"
 #include "step_plan.h"
 #include "step_request.h"
@@ -15,8 +16,9 @@ namespace entropy_mlc {
 
 class KVCache {
  public:
-  explicit KVCache(const CacheConfig& config)
+  KVCache(const CacheConfig& config, const Policy& policy)
       : config_(config),
+        policy_(policy),
         store_(config, NumPages(config)),
         pages_(static_cast<int32_t>(NumPages(config))),
         layers_(config.num_layers) {}
@@ -25,6 +27,12 @@ class KVCache {
     sequences_.Clear();
     pages_.Clear();
     step_is_open_ = false;
+  }
+
+  // Other run-time values for the steps to come; text as Policy::Parse takes it.
+  void Configure(const ffi::String& text) {
+    RequireNoOpenStep("kv_cache_configure");
+    policy_ = policy_.Changed(text);
   }
 
   void AddSequence(int64_t id) {
@@ -231,6 +239,7 @@ class KVCache {
   }
 
   CacheConfig config_;
+  Policy policy_;
   PageStore store_;
   PagePool pages_;
   SequenceTable sequences_;

@@ -45,7 +45,9 @@ class LiveCaches {
 template <typename Base>
 class KVCacheObj final : public Base {
  public:
-  explicit KVCacheObj(const CacheConfig& config) : cache_(config) { LiveCaches::Get().Add(this, &cache_); }
+  KVCacheObj(const CacheConfig& config, const Policy& policy) : cache_(config, policy) {
+    LiveCaches::Get().Add(this, &cache_);
+  }
   ~KVCacheObj() { LiveCaches::Get().Remove(this); }
 
   void Clear() final { cache_.Clear(); }
@@ -79,8 +81,8 @@ class KVCacheObj final : public Base {
 };
 
 template <typename Base>
-ffi::ObjectRef MakeKVCache(const CacheConfig& config) {
-  return ffi::ObjectRef(ffi::ObjectPtr<ffi::Object>(ffi::make_object<KVCacheObj<Base>>(config)));
+ffi::ObjectRef MakeKVCache(const CacheConfig& config, const Policy& policy) {
+  return ffi::ObjectRef(ffi::ObjectPtr<ffi::Object>(ffi::make_object<KVCacheObj<Base>>(config, policy)));
 }
 
 }  // namespace entropy_mlc

@@ -73,13 +73,15 @@ class Expected:
             R.shape([max_batch_size, max_total_seq_len, prefill_chunk_size, page_size, support_sliding_window]),
             R.shape([6, 8, 2, 32, 64]),
             R.str("bfloat16"),
+            R.str("prefill=entropy;block_size=16"),
             ty_args=(R.Any,),
         )
         return cache
 
 
 def test_the_generic_creation_becomes_the_native_one():
-    tvm.ir.assert_structural_equal(DispatchKVCacheCreation()(creation_module()), Expected)
+    dispatch = DispatchKVCacheCreation("prefill=entropy;block_size=16")
+    tvm.ir.assert_structural_equal(dispatch(creation_module()), Expected)
 
 
 def test_spec_is_read_from_the_creation_call():

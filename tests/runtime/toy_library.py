@@ -119,7 +119,8 @@ def _module() -> tvm.IRModule:
     names = ["max_batch", "max_total_seq_len", "prefill_chunk", "page_size", "support_sliding_window"]
     sizes = [tvm.tirx.Var(name, "int64") for name in names]
     with bb.function("create_tir_paged_kv_cache", [relax.Var(f"{s.name}_", relax.ShapeType([s])) for s in sizes]):
-        arguments = (relax.ShapeExpr(sizes), relax.ShapeExpr([1, 2, 1, 8, 64]), tvm.ir.StringImm("float32"))
+        texts = (tvm.ir.StringImm("float32"), tvm.ir.StringImm(""))  # dtype, policy
+        arguments = (relax.ShapeExpr(sizes), relax.ShapeExpr([1, 2, 1, 8, 64]), *texts)
         bb.emit_func_output(bb.emit(relax.call_pure_packed("kv_cache_create", *arguments, ty_args=relax.AnyType())))
 
     n = tvm.tirx.Var("n", "int64")

@@ -105,7 +105,12 @@ def _module(dtype: str) -> tvm.IRModule:
     with bb.function("create_tir_paged_kv_cache", params):
         model = relax.ShapeExpr([LAYERS, HEADS, KV_HEADS, HEAD_DIM, PAGE])
         cache = relax.call_pure_packed(
-            "kv_cache_create", relax.ShapeExpr(sizes), model, tvm.ir.StringImm(dtype), ty_args=relax.AnyType()
+            "kv_cache_create",
+            relax.ShapeExpr(sizes),
+            model,
+            tvm.ir.StringImm(dtype),
+            tvm.ir.StringImm(""),
+            ty_args=relax.AnyType(),
         )
         bb.emit_func_output(bb.emit(cache))
 

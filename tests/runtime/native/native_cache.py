@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import tvm
-from cache_sizes import HEAD_DIM, KV_HEADS, LAYERS
+from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, PAGE
 from tvm_ffi import Shape, get_global_func
 
 NUMPY_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -18,13 +18,23 @@ def load_library(path):
 
 
 class NativeCache:
-    """One cache. Arrays are numpy of the cache's dtype; k and v of a step are [layers, n, G, d]."""
+    """One cache. Arrays are numpy of the cache's dtype; k and v of a step are [layers, n, G, d].
 
-    def __init__(self, library, dtype, max_batch=4, max_total=512, prefill_chunk=256, page_size=16):
+    ``policy`` is the text that runtime/native/policy.h parses; None: the cache that the library's own function makes.
+    """
+
+    def __init__(self, library, dtype, max_batch=4, max_total=512, prefill_chunk=256, page_size=16, policy=None):
         self.library, self.vm = library
         self.dtype = NUMPY_DTYPES[dtype]
         sizes = (max_batch, max_total, prefill_chunk, page_size, 0)
-        self.handle = self.vm["create_tir_paged_kv_cache"](*[Shape([size]) for size in sizes])
+        if policy is None:
+            self.handle = self.vm["create_tir_paged_kv_cache"](*[Shape([size]) for size in sizes])
+        else:
+            model = Shape((LAYERS, HEADS, KV_HEADS, HEAD_DIM, PAGE))
+            self.handle = self.exported("kv_cache_create")(Shape(sizes), model, dtype, policy)
+
+    def configure(self, text):
+        self.exported("kv_cache_configure")(self.handle, text)
 
     def builtin(self, name, *args):
         return get_global_func(f"vm.builtin.{name}")(self.handle, *args)
