@@ -1,0 +1,241 @@
+"""What a library does to attention and to its KV cache: the policies, their hyper-parameters and their defaults.
+
+A policy is data: it is written into a library's metadata and into ``mlc-chat-config.json``, the compiler reads it there
+to choose kernels, and the KV cache object gets it as text. This is the only place with default values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from runtime.errors import UserError
+from runtime.key_values import parse_key_values
+from runtime.policy_checks import check_policy, not_allowed
+
+# By name, the settings that differ from the defaults of Policy, as their authors published them.
+PREFILL_POLICIES: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "entropy": {},
+    "critiprefill": {"block_size": 32, "layer_fusion": 0.25, "budget_form": "fixed"},
+}
+DECODE_POLICIES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "latent": {},
+    "snapkv": {"decode_gap": -1, "pooling": "max", "pooling_kernel": 7},
+    "adakv": {"decode_gap": -1, "pooling": "max", "pooling_kernel": 7},
+    "streaming": {"decode_gap": -1},
+}
+
+RUNTIME_FIELDS = (
+    "threshold_len",
+    "base_budget",
+    "entropy_threshold",
+    "delta_t",
+    "alpha",
+    "max_budget_factor",
+    "keep_first",
+    "keep_recent",
+    "decode",
+    "capacity",
+    "decode_gap",
+    "pooling",
+    "pooling_kernel",
+    "adaptive_alpha",
+    "sinks",
+    "slack",
+    "compress_when",
+)
+# Compiled into the kernels; the cache object need not know them.
+_KERNEL_FIELDS = ("layer_fusion", "score_form", "budget_form", "rigid_form")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a prompt is attended to and what the KV cache keeps while decoding.
+
+    Sizes are in tokens. "Paper" is "From Rigid to Dynamic: Entropy-Guided Adaptive Inference for Long-Context LLMs"
+    (arXiv 2606.09508), "code" its release SHA-4096/EntropyInfer; defaults are those of its released configuration
+    unless another source stands with the parameter. ``make_policy`` is the usual way to get one.
+
+    Parameters
+    ----------
+    prefill, default "entropy"
+        Attention of a prompt: "dense"; "entropy", the paper's budgets by entropy; "critiprefill", CritiPrefill's
+        (arXiv 2409.12490) fixed budget.
+    decode, default "latent"
+        What the cache keeps: "full", everything; "latent", the paper's compression, observed by the first generated
+        tokens too; "snapkv" (arXiv 2404.14469); "adakv" (arXiv 2407.11550), SnapKV's scores with a capacity per head;
+        "streaming", StreamingLLM's (arXiv 2309.17453) first and newest entries.
+    segment_size, default 512
+        Queries that choose their blocks together; a multiple of 64.
+    block_size, default 8 (CritiPrefill 32)
+        Keys that are chosen together; divides 64.
+    threshold_len, default 4096
+        Segments that start before it are attended to densely.
+    base_budget, default 2048
+        Earlier entries that a segment of a rigid head attends to, and the least for any other.
+    entropy_threshold, default 1e-5
+        A head is rigid while the entropies (nats) of its segments stay below it.
+    delta_t, default 0.4
+        Relative rise of the entropy at which a budget stays as it is.
+    alpha, default 0.5
+        Step of the budget, relative to base_budget, for a rise of the entropy by 1 above delta_t.
+    max_budget_factor, default 3.0
+        Largest budget, relative to base_budget.
+    layer_skip, default 1
+        The first layers, which stay dense.
+    layer_fusion, default 0.0 (CritiPrefill 0.25)
+        Weight of the scores of the layer before.
+    score_form, default "code"
+        "code": logits of the mean of the segment's largest and smallest query, one softmax a KV head; "paper": a
+        softmax for each combination of extremes and each query head.
+    budget_form, default "head" (CritiPrefill "fixed")
+        "head": each KV head its own budget, as the paper describes; "amax": the greediest head's for the whole layer,
+        as its code does; "fixed": base_budget.
+    rigid_form, default "online"
+        "online": a segment's head is rigid by the segments so far; "prompt": by all of the step, as the code does.
+    keep_first, keep_recent, default 0
+        Entries at the beginning, and just before the segment, that are always among the chosen; multiples of
+        block_size. Not in the paper.
+    capacity, default 1024
+        Entries a KV head keeps when it is compressed.
+    window, default 32
+        Newest queries that score the entries.
+    decode_gap, default 16 (SnapKV, AdaKV, streaming -1)
+        Generated tokens before the compression; -1 compresses at the end of the prompt.
+    pooling, default "average" (SnapKV, AdaKV "max")
+        How scores of neighbours are merged: "average" or "max".
+    pooling_kernel, default 5 (SnapKV, AdaKV 7)
+        Neighbours merged, itself among them; odd.
+    adaptive_alpha, default 0.2
+        AdaKV: share of the capacity that every head has for sure (its value with grouped queries).
+    sinks, default 4
+        StreamingLLM: first entries that are kept.
+    slack, default 256
+        Entries a head grows beyond its capacity before it is compressed again (the paper compresses once).
+    compress_when, default "always"
+        "always", or "pressure": only when the cache runs out of pages. Not in the paper.
+
+    Raises
+    ------
+    UserError
+        A value that is not allowed.
+    """
+
+    prefill: str = "entropy"
+    decode: str = "latent"
+    segment_size: int = 512
+    block_size: int = 8
+    threshold_len: int = 4096
+    base_budget: int = 2048
+    entropy_threshold: float = 1e-5
+    delta_t: float = 0.4
+    alpha: float = 0.5
+    max_budget_factor: float = 3.0
+    layer_skip: int = 1
+    layer_fusion: float = 0.0
+    score_form: str = "code"
+    budget_form: str = "head"
+    rigid_form: str = "online"
+    keep_first: int = 0
+    keep_recent: int = 0
+    capacity: int = 1024
+    window: int = 32
+    decode_gap: int = 16
+    pooling: str = "average"
+    pooling_kernel: int = 5
+    adaptive_alpha: float = 0.2
+    sinks: int = 4
+    slack: int = 256
+    compress_when: str = "always"
+
+    def __post_init__(self) -> None:
+        check_policy(asdict(self), {"prefill": tuple(PREFILL_POLICIES), "decode": tuple(DECODE_POLICIES)})
+
+    def changed(self, text: str, compiled: Policy | None = None) -> Policy:
+        """A copy with the run-time settings of ``text``, ``k=v;k=v``, replaced.
+
+        Changing ``decode`` also takes the settings that this kind published, unless they are in ``text`` too.
+
+        Parameters
+        ----------
+        text
+            Keys are those of RUNTIME_FIELDS.
+        compiled
+            The policy of the library, if this one has already been changed: it decides what ``decode`` may become.
+
+        Raises
+        ------
+        UserError
+            An unknown or compile-time key, a value that is not allowed, or compression in a library without it.
+        """
+        values = _values(parse_key_values(text))
+        for name in values:
+            if name not in RUNTIME_FIELDS:
+                raise UserError(f"{name} is fixed when a library is compiled: compile the model again to change it")
+        if "decode" not in values:
+            return replace(self, **values)
+        if values["decode"] != "full" and (compiled or self).decode == "full":
+            raise not_allowed(
+                "decode", values["decode"], "this library keeps everything: compile it with --decode latent"
+            )
+        return replace(self, **_decode_settings(values["decode"]) | values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every parameter by name, as JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Policy:
+        """The reverse of ``to_dict``; UserError if there is an unknown key or a value that is not allowed."""
+        return cls(**_values(values))
+
+    def cache_text(self) -> str:
+        """``k=v;k=v`` for ``kv_cache_create`` and ``kv_cache_configure``: all but what only kernels need to know."""
+        return ";".join(f"{name}={value}" for name, value in asdict(self).items() if name not in _KERNEL_FIELDS)
+
+
+def make_policy(prefill: str = "entropy", decode: str = "latent", overrides: str = "") -> Policy:
+    """The policy of that name pair with its published settings, some of them replaced by ``overrides``, ``k=v;k=v``.
+
+    Raises
+    ------
+    UserError
+        An unknown name or key, or a value that is not allowed.
+    """
+    # The names are checked first: their settings are looked up by them.
+    Policy(prefill=prefill, decode=decode)
+    values = _values(parse_key_values(overrides))
+    for name in ("prefill", "decode"):
+        if name in values:
+            raise not_allowed(name, values[name], f"give it as --{name}")
+    settings = PREFILL_POLICIES[prefill] | DECODE_POLICIES[decode] | values
+    return Policy(prefill=prefill, decode=decode, **settings)
+
+
+_TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(Policy)}
+
+
+def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts or JSON values to the types of the fields."""
+    values = {}
+    for name, value in settings.items():
+        kind = _TYPES.get(name)
+        if kind is None:
+            raise UserError(f"there is no policy setting {name}: choose from {', '.join(_TYPES)}")
+        try:
+            values[name] = kind(value)
+        except (TypeError, ValueError):
+            raise not_allowed(
+                name, value, "it must be a whole number" if kind is int else "it must be a number"
+            ) from None
+    return values
+
+
+def _decode_settings(decode: str) -> dict[str, Any]:
+    """What a change to this kind sets: all that any kind publishes, so that nothing of the old kind stays behind."""
+    published = {name for settings in DECODE_POLICIES.values() for name in settings}
+    defaults = {field.name: field.default for field in fields(Policy) if field.name in published}
+    return defaults | DECODE_POLICIES.get(decode, {})
