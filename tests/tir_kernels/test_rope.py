@@ -39,14 +39,17 @@ def test_rope_table(isa_target, rotary_dim, scaling):
 class _Append:
     """A compiled rope_append and one run of it over poisoned pages."""
 
-    def __init__(self, isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype):
+    def __init__(self, isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype, window=False):
         target, isa = isa_target
         self.heads, self.kv_heads, self.d, self.rotary = heads, kv_heads, head_dim, rotary_dim
         self.page, self.dtype = page_size, dtype
-        self.run = compiled(rope_append(heads, kv_heads, head_dim, rotary_dim, page_size, dtype, isa), target)
+        self.run = compiled(rope_append(heads, kv_heads, head_dim, rotary_dim, page_size, dtype, isa, window), target)
 
-    def check(self, slots: np.ndarray) -> None:
-        """Append one token a column of ``slots`` [G, n] and compare every element of q_out and of both pools."""
+    def check(self, slots: np.ndarray, query_slots: np.ndarray | None = None) -> None:
+        """Append one token a column of ``slots`` [G, n] and compare every element of q_out and of both pools.
+
+        ``query_slots`` [n], for a kernel with ``window``: compare every element of ``observed``, too.
+        """
         rng = np.random.default_rng(1)
         pair, dtype, n = PAIR[self.dtype], NUMPY_DTYPE[self.dtype], slots.shape[1]
         num_pages = int(slots.max()) // self.page + 2
@@ -58,7 +61,16 @@ class _Append:
         v_pages = tvm.runtime.tensor(pack_values(old_values, pair))
         q_out = tvm.runtime.tensor(np.zeros((n, self.heads, self.d), dtype))
         table = tvm.runtime.tensor(np.concatenate([cos, sin], axis=1))
-        self.run(tvm.runtime.tensor(qkv), table, tvm.runtime.tensor(slots.astype(np.int32)), k_pages, v_pages, q_out)
+        qkv_tensor, slots_tensor = tvm.runtime.tensor(qkv), tvm.runtime.tensor(slots.astype(np.int32))
+        if query_slots is None:
+            self.run(qkv_tensor, table, slots_tensor, k_pages, v_pages, q_out)
+        else:
+            old_observed = rng.standard_normal((query_slots.max(initial=0) + 3, self.heads, self.d)).astype(dtype)
+            observed = tvm.runtime.tensor(old_observed)
+            rows = tvm.runtime.tensor(query_slots.astype(np.int32))
+            self.run(qkv_tensor, table, slots_tensor, rows, k_pages, v_pages, observed, q_out)
+            old_observed[query_slots[query_slots >= 0]] = q_out.numpy()[query_slots >= 0]
+            np.testing.assert_array_equal(observed.numpy(), old_observed)
 
         q, k, v = np.split(qkv.astype(np.float64), [self.heads, self.heads + self.kv_heads], axis=1)
         q, k = (_rotate(x, cos.astype(np.float64), sin.astype(np.float64)) for x in (q, k))
@@ -96,6 +108,17 @@ def test_rope_append(isa_target, heads, kv_heads, head_dim, rotary_dim, page_siz
     append.check(rng.permutation(300)[: kv_heads * 40].reshape(kv_heads, 40))  # a batched decode: any slots
     append.check(rng.permutation(np.arange(7 * kv_heads)).reshape(kv_heads, 7))  # neighbours in one word, any order
     append.check(np.arange(kv_heads)[:, None] * page_size)  # one token
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "rotary_dim", "page_size", "dtype"), _SHAPES)
+def test_rope_append_keeps_the_newest_queries(isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype):
+    append = _Append(isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype, window=True)
+    slots = np.arange(kv_heads * 192).reshape(kv_heads, 192)
+    newest = np.full(100, -1)
+    newest[-32:] = 64 + np.arange(95, 127) % 32  # the ring of the third sequence, from its last row on
+    append.check(slots[:, :100], newest)
+    append.check(slots[:, :100], np.full(100, -1))
+    append.check(slots[:, [5, 70, 131]], np.array([37, -1, 0]))  # a batched decode
 
 
 def test_runs_of_different_sequences_are_not_merged(isa_target):

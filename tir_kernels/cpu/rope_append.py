@@ -17,8 +17,12 @@ def rope_append(
     page_size: int,
     dtype: str,
     isa: VectorISA,
+    window: bool = False,
 ) -> PrimFunc:
     """(qkv, cos_sin, append_slots, k_pages, v_pages, q_out); k_pages and v_pages are updated in place.
+
+    With ``window``: (qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out), and the queries of
+    the newest tokens are kept for a later compression of the cache: observed is updated in place, too.
 
     qkv : dtype [n, H + 2 G, d], query heads, key heads, value heads, before RoPE
     cos_sin : float32 [n, rotary_dim] as :func:`rope_table` writes it
@@ -26,6 +30,8 @@ def rope_append(
     k_pages : dtype [head pages, d / P, page_size, P]
     v_pages : dtype [head pages, page_size / P, d, P]
     q_out : dtype [n, H, d]
+    query_slots : int32 [n], the row of ``observed`` that gets the token's row of q_out, or -1; no row twice
+    observed : dtype [rows, H, d]
 
     RoPE is the rotate-half form on the first ``rotary_dim`` dimensions. P is 2 for bfloat16 and 1 for float32.
 
@@ -88,25 +94,15 @@ def rope_append(
         for c in T.serial(d):
             v_pages[page, offset // P, c, offset % P] = qkv[token, H + G + head, c]
 
-    @T.prim_func(s_tir=True)
-    def rope_append(
-        qkv_handle: T.handle,
-        cos_sin_handle: T.handle,
-        append_slots_handle: T.handle,
-        k_pages_handle: T.handle,
-        v_pages_handle: T.handle,
-        q_out_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        n = T.int64()
-        num_pages = T.int64()
-        qkv = T.match_buffer(qkv_handle, (n, H + 2 * G, d), dtype)
-        cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
-        append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
-        q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
+    @T.inline
+    def observe(q_out, token, head, observed, row):
+        """Copy the query heads that share ``head``."""
+        for j in T.serial(g):
+            for v in T.serial(d // L):
+                observed[row, head * g + j, isa.ramp(v * L)] = q_out[token, head * g + j, isa.ramp(v * L)]
 
+    @T.inline
+    def append(n, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out):
         @T.inline
         def append_run(task):
             with T.sblock("run"):
@@ -122,6 +118,9 @@ def rope_append(
                 for i in T.serial(num_tokens):
                     for j in T.serial(g):
                         rotate(qkv, cos_sin, token0 + i, head * g + j, q_out, (token0 + i, head * g + j))
+                    if observed is not None:
+                        if query_slots[token0 + i] >= 0:
+                            observe(q_out, token0 + i, head, observed, query_slots[token0 + i])
                     rotate(qkv, cos_sin, token0 + i, H + head, keys, (i,))
                     broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
                 if broken[0] == 0:
@@ -161,4 +160,49 @@ def rope_append(
                     for task in T.parallel((n + L - 1) // L * G):
                         append_run(task)
 
-    return rope_append
+    @T.prim_func(s_tir=True)
+    def rope_append(
+        qkv_handle: T.handle,
+        cos_sin_handle: T.handle,
+        append_slots_handle: T.handle,
+        k_pages_handle: T.handle,
+        v_pages_handle: T.handle,
+        q_out_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        n = T.int64()
+        num_pages = T.int64()
+        qkv = T.match_buffer(qkv_handle, (n, H + 2 * G, d), dtype)
+        cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
+        append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
+        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
+        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
+        append(n, qkv, cos_sin, append_slots, None, k_pages, v_pages, None, q_out)
+
+    @T.prim_func(s_tir=True)
+    def rope_append_window(
+        qkv_handle: T.handle,
+        cos_sin_handle: T.handle,
+        append_slots_handle: T.handle,
+        query_slots_handle: T.handle,
+        k_pages_handle: T.handle,
+        v_pages_handle: T.handle,
+        observed_handle: T.handle,
+        q_out_handle: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        n = T.int64()
+        num_pages = T.int64()
+        num_observed = T.int64()
+        qkv = T.match_buffer(qkv_handle, (n, H + 2 * G, d), dtype)
+        cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
+        append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
+        query_slots = T.match_buffer(query_slots_handle, (n,), "int32")
+        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
+        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        observed = T.match_buffer(observed_handle, (num_observed, H, d), dtype)
+        q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
+        append(n, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out)
+
+    return rope_append_window if window else rope_append
