@@ -19,7 +19,7 @@ class KVCache {
   KVCache(const CacheConfig& config, const Policy& policy)
       : config_(config),
         policy_(policy),
-        store_(config, NumPages(config)),
+        store_(config, policy, NumPages(config)),
         pages_(static_cast<int32_t>(NumPages(config))),
         layers_(config.num_layers) {}
 

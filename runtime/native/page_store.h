@@ -1,20 +1,25 @@
-// The K and V pools of every layer, and where an element lies in them.
+// The pools of every layer, K, V and block representatives, and where an element lies in them.
 #pragma once
 #include <cstring>
 #include <vector>
 
 #include "cache_config.h"
 #include "memory.h"
+#include "policy.h"
 
 namespace entropy_mlc {
 
 // A page holds `page` entries of one KV head; head page id = page id * num_key_value_heads + head. With P = pair():
 //   k_pages [num_head_pages, head_dim / P, page, P]   element (entry t, dim c) at [hp, c / P, t, c % P]
 //   v_pages [num_head_pages, page / P, head_dim, P]   element (entry t, dim c) at [hp, t / P, c, t % P]
+// Layers that a sparse prefill chooses blocks in (block_size b) have a third pool, of the page's blocks of b keys:
+//   representatives [num_head_pages, head_dim / P, 2 * page / b, P]   column i: maximum of block i over its keys,
+//                                                                     column page / b + i: minimum
 // Entries past a sequence's length hold what was there before: kernels mask by length.
 class PageStore {
  public:
-  PageStore(const CacheConfig& config, int64_t num_pages) : config_(config) {
+  PageStore(const CacheConfig& config, const Policy& policy, int64_t num_pages)
+      : config_(config), layer_skip_(policy.layer_skip) {
     int64_t head_pages = num_pages * config.num_key_value_heads;
     if (head_pages * config.page > INT32_MAX) {
       TVM_FFI_THROW(ValueError) << "A KV cache of " << num_pages * config.page << " entries for each of "
@@ -27,20 +32,36 @@ class PageStore {
       k_.push_back(TensorOver(std::make_shared<ReservedMemory>(bytes), {head_pages, d / P, page, P}, config.dtype));
       v_.push_back(TensorOver(std::make_shared<ReservedMemory>(bytes), {head_pages, page / P, d, P}, config.dtype));
     }
+    if (!policy.gates()) return;
+    if (page % policy.block_size) {
+      TVM_FFI_THROW(ValueError) << "The block_size " << policy.block_size << " of the KV cache policy does not divide "
+                                << "its page of " << page << " entries.";
+    }
+    columns_ = 2 * page / policy.block_size;
+    bytes = head_pages * columns_ * d * config.bytes_per_element();
+    for (int64_t layer = layer_skip_; layer < config.num_layers; ++layer) {
+      auto memory = std::make_shared<ReservedMemory>(bytes);
+      representatives_.push_back(TensorOver(memory, {head_pages, d / P, columns_, P}, config.dtype));
+    }
   }
 
   const Tensor& k(int64_t layer) const { return k_[layer]; }
   const Tensor& v(int64_t layer) const { return v_[layer]; }
+  // Of a layer from layer_skip on, if the prefill policy is sparse.
+  const Tensor& representatives(int64_t layer) const { return representatives_[layer - layer_skip_]; }
 
   // All heads of a page lie next to each other, so a page is one copy a pool.
   void CopyPage(int32_t source, int32_t destination) {
-    size_t bytes = config_.num_key_value_heads * config_.head_page_elements() * config_.bytes_per_element();
-    for (const std::vector<Tensor>* pools : {&k_, &v_}) {
-      for (const Tensor& pool : *pools) {
+    auto copy = [&](const std::vector<Tensor>& pools, int64_t head_page_elements) {
+      size_t bytes = config_.num_key_value_heads * head_page_elements * config_.bytes_per_element();
+      for (const Tensor& pool : pools) {
         char* data = static_cast<char*>(pool.data_ptr());
         std::memcpy(data + destination * bytes, data + source * bytes, bytes);
       }
-    }
+    };
+    copy(k_, config_.head_page_elements());
+    copy(v_, config_.head_page_elements());
+    copy(representatives_, columns_ * config_.head_dim);
   }
 
   // Copies entries [begin, end) of the sequence that owns `pages` to compact host tensors
@@ -74,7 +95,9 @@ class PageStore {
   }
 
   CacheConfig config_;
-  std::vector<Tensor> k_, v_;
+  int64_t layer_skip_;
+  int64_t columns_ = 0;  // of a head page of representatives
+  std::vector<Tensor> k_, v_, representatives_;
 };
 
 }  // namespace entropy_mlc

@@ -27,7 +27,8 @@ inline void AppendTiles(int32_t sequence, int64_t new_tokens, int64_t length, st
 
 // Orders tiles[begin, end), heaviest first on entry, so that its first and second half cost about the same, and so
 // do their halves: deals heavy, light, light, heavy to the two halves. `scratch` is as large as `tiles`.
-inline void BalanceHalves(std::vector<QueryTile>& tiles, std::vector<QueryTile>& scratch, size_t begin, size_t end) {
+template <typename Tile>
+void BalanceHalves(std::vector<Tile>& tiles, std::vector<Tile>& scratch, size_t begin, size_t end) {
   if (end - begin <= 2) return;
   size_t first = begin, second = begin + (end - begin + 1) / 2;
   size_t middle = second;
@@ -40,10 +41,11 @@ inline void BalanceHalves(std::vector<QueryTile>& tiles, std::vector<QueryTile>&
   BalanceHalves(tiles, scratch, middle, end);
 }
 
-inline void BalanceTiles(std::vector<QueryTile>* tiles) {
-  std::stable_sort(tiles->begin(), tiles->end(),
-                   [](const QueryTile& a, const QueryTile& b) { return a.cost > b.cost; });
-  std::vector<QueryTile> scratch(tiles->size());
+// A Tile has a cost.
+template <typename Tile>
+void BalanceTiles(std::vector<Tile>* tiles) {
+  std::stable_sort(tiles->begin(), tiles->end(), [](const Tile& a, const Tile& b) { return a.cost > b.cost; });
+  std::vector<Tile> scratch(tiles->size());
   BalanceHalves(*tiles, scratch, 0, tiles->size());
 }
 
