@@ -1,5 +1,6 @@
 """The packed pages of the KV cache in numpy, for the tests of the kernels that read or write them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -114,8 +115,16 @@ class Attention:
         return bound if dtype == "float32" else bound + 2.0**-8 * (np.abs(self.out) + bound)
 
 
-def reference_attention(q: np.ndarray, cache: PagedCache, query_lengths, sm_scale: float) -> Attention:
-    """Causal attention of q [n, H, d]; the last new token of a sequence sees all of its entries."""
+def reference_attention(
+    q: np.ndarray,
+    cache: PagedCache,
+    query_lengths,
+    sm_scale: float,
+    sees: Callable[[int, int], np.ndarray] | None = None,
+) -> Attention:
+    """Attention of q [n, H, d]: causal, or of the entries ``sees(b, h)``, bool [new tokens, entries], of each sequence
+    and kv head. The last new token of a sequence sees all of its entries in causal attention.
+    """
     num_key_value_heads = len(cache.keys)
     group = q.shape[1] // num_key_value_heads
     q = q.astype(np.float64)
@@ -126,8 +135,9 @@ def reference_attention(q: np.ndarray, cache: PagedCache, query_lengths, sm_scal
             at = (slice(row, row + rows), slice(h * group, (h + 1) * group))
             keys, values = cache.keys[h][b], cache.values[h][b]
             length = len(keys)
-            visible = np.arange(length) < (length - rows + 1 + np.arange(rows))[:, None, None]
-            scores = np.where(visible, np.einsum("nhd,ld->nhl", q[at], keys) * sm_scale, -np.inf)
+            causal = np.arange(length) < (length - rows + 1 + np.arange(rows))[:, None]
+            visible = causal if sees is None else sees(b, h)
+            scores = np.where(visible[:, None], np.einsum("nhd,ld->nhl", q[at], keys) * sm_scale, -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
             result.out[at] = weights @ values

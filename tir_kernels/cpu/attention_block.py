@@ -36,10 +36,10 @@ class TaskScratch:
 
 
 def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: int) -> SimpleNamespace:
-    """TVMScript statements: ``scratch(rows)``, ``upcoming(...)``, ``start(...)`` and ``update(...)``.
+    """TVMScript statements: ``scratch(rows)``, ``upcoming(...)``, ``start(...)``, ``update(...)``, ``finish(...)``.
 
     A row is one query head of one token; row = token * group + head within the group. The first ``prefetching_blocks``
-    row blocks of a task ask for the pages that come next.
+    row blocks of a task ask for the pages that come next, if they are given any.
     """
     isa, L, R, g, d = shape.isa, shape.isa.lanes, shape.row_block, shape.group, shape.head_dim
     page, P, ramp = shape.page_size, shape.pair, isa.ramp
@@ -90,6 +90,14 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
                 s.outputs[r, ramp(v * L)] = isa.zero()
 
     @T.inline
+    def finish(out, token0, head, num_rows, s):
+        """Write the normalised rows to the place from which ``start`` read their queries."""
+        for r in T.serial(num_rows):
+            norm: T.let = T.float32(1) / isa.hsum(s.sums[r, ramp(0)])
+            for v in T.serial(d // L):
+                isa.store(out, s.outputs[r, ramp(v * L)] * isa.splat(norm), token0 + r // g, head * g + r % g, v * L)
+
+    @T.inline
     def multiply(acc, width, operands, row0, word, pages, head_page, column, only_first):
         """acc[row, :width] += operands[row0 + row, word] * pages[head_page, word, column:][:width] for a row block."""
         for v in T.unroll(width // L):
@@ -104,7 +112,7 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
 
     def prefetch(pages, next_pages, word, column, width: int, row0) -> None:
         """Each prefetching block asks for some of the next pages, at the place where this page is being read."""
-        for b in range(prefetching_blocks):
+        for b in range(min(prefetching_blocks, len(next_pages))):
             with T.If(row0 == b * R), T.Then():
                 for page_ahead in next_pages[b::prefetching_blocks]:
                     for start_of_line in range(0, width, _CACHE_LINE):
@@ -132,12 +140,16 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
                     for v in T.unroll(key_block // L):
                         s.scores[i, ramp(kb * key_block + v * L)] = acc[ramp(i * key_block + v * L)]
 
+    def visible(visible0, row, causal: bool):
+        """How many entries of a page ``row`` sees."""
+        return visible0 + row // g if causal else visible0
+
     @T.inline
-    def mask_scores(row0, visible0, s):
+    def mask_scores(row0, visible0, causal, s):
         for i in T.serial(R):
             for v in T.serial(vectors):
                 s.scores[i, ramp(v * L)] = T.Select(
-                    T.ramp(v * L, 1, L) < T.broadcast(visible0 + (row0 + i) // g, L),
+                    T.ramp(v * L, 1, L) < T.broadcast(visible(visible0, row0 + i, causal), L),
                     s.scores[i, ramp(v * L)],
                     isa.splat(T.float32(NEVER)),
                 )
@@ -178,9 +190,10 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
             e = T.sblock_alloc_buffer((2, L), "float32")
             total = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
-                if row0 < prefetching_blocks * R:  # the memory has time now: what is needed soon and still missing
-                    prefetch_share(v_pages, head_page, row0 + i)
-                    prefetch_share(k_pages, next_pages[0], row0 + i)
+                if len(next_pages) > 0:
+                    if row0 < prefetching_blocks * R:  # the memory has time now: what is needed soon and still missing
+                        prefetch_share(v_pages, head_page, row0 + i)
+                        prefetch_share(k_pages, next_pages[0], row0 + i)
                 total[ramp(0)] = s.sums[row0 + i, ramp(0)]
                 for w in T.unroll((vectors + 1) // 2):
                     for half in T.unroll(2):
@@ -227,19 +240,20 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
                         s.outputs[row0 + i, ramp(db * dim_block + v * L)] = acc[ramp(i * dim_block + v * L)]
 
     @T.inline
-    def update(k_pages, v_pages, head_page, next_pages, row0, visible0, num_rows, s):
-        """The row block from ``row0`` on meets a page, of which row r sees the first ``visible0 + r // group`` entries.
+    def update(k_pages, v_pages, head_page, next_pages, row0, visible0, num_rows, s, causal=True):
+        """The row block from ``row0`` on meets a page, of which row r sees the first ``visible0 + r // group`` entries,
+        or just ``visible0`` without ``causal``.
 
         What the page holds beyond the entries that rows below ``num_rows`` see has no influence, be it NaN. The first
-        row blocks ask for ``next_pages`` meanwhile.
+        row blocks ask for ``next_pages`` meanwhile. The pages may also be words in a scratch buffer (``page_words``).
         """
-        num_visible: T.let = T.min(visible0 + (T.min(row0 + R, num_rows) - 1) // g, page)
+        num_visible: T.let = T.min(visible(visible0, T.min(row0 + R, num_rows) - 1, causal), page)
         if num_visible > 0:
             compute_scores(k_pages, head_page, next_pages, row0, s)
-            if visible0 + row0 // g < page:
-                mask_scores(row0, visible0, s)
+            if visible(visible0, row0, causal) < page:
+                mask_scores(row0, visible0, causal, s)
             raise_maxima(row0, s)
             compute_weights(k_pages, v_pages, head_page, next_pages, row0, s)
             accumulate_values(v_pages, head_page, next_pages, row0, num_visible, s)
 
-    return SimpleNamespace(scratch=scratch, upcoming=upcoming, start=start, update=update)
+    return SimpleNamespace(scratch=scratch, upcoming=upcoming, start=start, update=update, finish=finish)

@@ -34,9 +34,8 @@ def attention_prefill(
     """
     shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK)
     block = attention_block(shape, sm_scale, prefetching_blocks=1)
-    ramp = isa.ramp
     H, G, d, P = num_attention_heads, num_key_value_heads, head_dim, shape.pair
-    g, L, R = shape.group, isa.lanes, _ROW_BLOCK
+    g, R = shape.group, _ROW_BLOCK
     max_rows = -(-QUERY_TILE * g // R) * R
 
     @T.prim_func(s_tir=True)
@@ -93,10 +92,6 @@ def attention_prefill(
                             for r in T.serial(num_blocks):
                                 visible: T.let = visible0 - p * page_size
                                 block.update(k_pages, v_pages, head_page, next_pages, r * R, visible, num_rows, scratch)
-                        for r in T.serial(num_rows):
-                            norm: T.let = T.float32(1) / isa.hsum(scratch.sums[r, ramp(0)])
-                            for v in T.serial(d // L):
-                                value: T.let = scratch.outputs[r, ramp(v * L)] * isa.splat(norm)
-                                isa.store(out, value, token0 + r // g, head * g + r % g, v * L)
+                        block.finish(out, token0, head, num_rows, scratch)
 
     return attention_prefill

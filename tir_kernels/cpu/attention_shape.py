@@ -84,13 +84,21 @@ class AttentionShape:
         acc = acc + self.isa.splat(scratch[row, 2 * word]) * lower
         return acc + self.isa.splat(scratch[row, 2 * word + 1]) * upper
 
-    def page_words(self, pages, page, row, column, only_first: bool):
-        """The vector of words of ``pages`` from [page, row, column] on: int32 for bfloat16, else float32.
+    @property
+    def word_dtype(self) -> str:
+        """dtype of a page's words: int32 for two bfloat16, else float32."""
+        return "int32" if self.pair == 2 else "float32"
 
+    def page_words(self, pages, page, row, column, only_first: bool = False, count: int | None = None):
+        """The vector of ``count`` words (default: one a lane) of ``pages`` from [page, row, column] on.
+
+        ``pages`` is a pool of the cache, whose last axis are the elements of a word, or a scratch buffer of words.
         ``only_first`` clears the second element of each word.
         """
-        vector = pages[page, row, column, T.ramp(0, 1, self.pair * self.isa.lanes)]
-        if self.pair == 1:
-            return vector
-        words = T.reinterpret(f"int32x{self.isa.lanes}", vector)
-        return T.bitwise_and(words, self.isa.splat(T.int32(0xFFFF))) if only_first else words
+        count = count or self.isa.lanes
+        if len(pages.shape) == 3:
+            words = pages[page, row, T.ramp(column, 1, count)]
+        else:
+            elements = pages[page, row, column, T.ramp(0, 1, self.pair * count)]
+            words = elements if self.pair == 1 else T.reinterpret(f"int32x{count}", elements)
+        return T.bitwise_and(words, T.broadcast(T.int32(0xFFFF), count)) if only_first and self.pair == 2 else words

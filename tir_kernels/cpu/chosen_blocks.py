@@ -1,0 +1,90 @@
+"""Scattered blocks of a packed KV cache, copied together a page's worth at a time."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from tvm.script import tirx as T
+
+from .attention_shape import AttentionShape
+
+_CACHE_LINE = 64  # bytes
+
+
+@dataclass(frozen=True)
+class GatheredPage:
+    """One page of chosen entries in the layout of the pools, its elements as words."""
+
+    keys: T.Buffer  # [1, head_dim / P, page_size]
+    values: T.Buffer  # [1, page_size / P, head_dim]
+
+
+@dataclass(frozen=True)
+class ChosenList:
+    """TIR expressions: the blocks that one key/value head of a query tile sees before ``own_page`` of its sequence."""
+
+    page_indices: T.Buffer
+    indices0: object  # first page of the sequence in page_indices
+    block_lists: T.Buffer
+    segment: object
+    head: object
+    count: object
+    own_page: object  # where the tile's segment begins
+
+
+def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
+    """``per_page`` (blocks), and TVMScript statements ``scratch()``, ``gather(...)`` and ``prefetch(...)``."""
+    isa, L, d, page, P = shape.isa, shape.isa.lanes, shape.head_dim, shape.page_size, shape.pair
+    per_page = page // block_size
+    copied = min(L, block_size)  # words of a key row at a time
+    word_bytes = 4
+    block_rows = block_size // P  # of V
+    key_lines_per_row = max(1, block_size * word_bytes // _CACHE_LINE)
+    value_lines = block_rows * d * word_bytes // _CACHE_LINE
+    words_per_line = _CACHE_LINE // word_bytes
+
+    def scratch():
+        return T.meta_var(
+            GatheredPage(
+                keys=T.sblock_alloc_buffer((1, d // P, page), shape.word_dtype),
+                values=T.sblock_alloc_buffer((1, page // P, d), shape.word_dtype),
+            )
+        )
+
+    @T.inline
+    def gather(k_pages, v_pages, c, chosen, gathered):
+        """Copy the chosen blocks from number ``c * per_page`` on; the rest of the last page keeps what it holds."""
+        for j in T.serial(T.min(chosen.count - c * per_page, per_page)):
+            block: T.let = chosen.block_lists[chosen.segment, chosen.head, c * per_page + j]
+            head_page: T.let = T.cast(chosen.page_indices[chosen.indices0 + block // per_page], "int64")
+            column: T.let = block % per_page * block_size
+            for w in T.serial(d // P):
+                for v in T.unroll(block_size // copied):
+                    gathered.keys[0, w, T.ramp(j * block_size + v * copied, 1, copied)] = shape.page_words(
+                        k_pages, head_page, w, column + v * copied, count=copied
+                    )
+            for t in T.serial(block_rows):
+                for v in T.serial(d // L):
+                    gathered.values[0, j * block_rows + t, isa.ramp(v * L)] = shape.page_words(
+                        v_pages, head_page, column // P + t, v * L
+                    )
+
+    @T.inline
+    def prefetch(k_pages, v_pages, c, j, chosen):
+        """Ask for chosen block ``c * per_page + j`` if ``j < per_page``; the tile's segment follows the chosen ones."""
+        if j < per_page:
+            after: T.let = c * per_page + j - chosen.count
+            last: T.let = T.max(chosen.count - 1, 0)
+            block: T.let = T.if_then_else(
+                after < 0,
+                chosen.block_lists[chosen.segment, chosen.head, T.min(c * per_page + j, last)],
+                chosen.own_page * per_page + after,
+            )
+            head_page: T.let = T.cast(chosen.page_indices[chosen.indices0 + block // per_page], "int64")
+            column: T.let = block % per_page * block_size
+            for w in T.serial(d // P):
+                for line in T.unroll(key_lines_per_row):
+                    T.evaluate(isa.prefetch(k_pages[head_page, w, column + line * words_per_line, 0]))
+            for line in T.serial(value_lines):
+                T.evaluate(isa.prefetch(v_pages[head_page, column // P, line * words_per_line, 0]))
+
+    return SimpleNamespace(per_page=per_page, scratch=scratch, gather=gather, prefetch=prefetch)
