@@ -6,6 +6,7 @@
 #include "cache_config.h"
 #include "memory.h"
 #include "policy.h"
+#include "sequence.h"
 
 namespace entropy_mlc {
 
@@ -64,27 +65,36 @@ class PageStore {
     copy(representatives_, columns_ * config_.head_dim);
   }
 
-  // Copies entries [begin, end) of the sequence that owns `pages` to compact host tensors
+  // One head page of a compressed sequence, whose representatives nobody reads.
+  void CopyHeadPage(int64_t layer, int32_t source, int32_t destination) {
+    int64_t bytes = config_.head_page_elements() * config_.bytes_per_element();
+    for (const Tensor& pool : {k_[layer], v_[layer]}) {
+      char* data = static_cast<char*>(pool.data_ptr());
+      std::memcpy(data + destination * bytes, data + source * bytes, bytes);
+    }
+  }
+
+  // Copies the entries of tokens [begin, end), which every head of the sequence has, to compact host tensors
   // k, v [num_layers, end - begin, num_key_value_heads, head_dim].
-  void ReadEntries(const std::vector<int32_t>& pages, int64_t begin, int64_t end, void* k, void* v) const {
+  void ReadEntries(const Sequence& sequence, int64_t begin, int64_t end, void* k, void* v) const {
     if (config_.bytes_per_element() == 2) {
-      ReadEntriesAs(pages, begin, end, static_cast<uint16_t*>(k), static_cast<uint16_t*>(v));
+      ReadEntriesAs(sequence, begin, end, static_cast<uint16_t*>(k), static_cast<uint16_t*>(v));
     } else {
-      ReadEntriesAs(pages, begin, end, static_cast<uint32_t*>(k), static_cast<uint32_t*>(v));
+      ReadEntriesAs(sequence, begin, end, static_cast<uint32_t*>(k), static_cast<uint32_t*>(v));
     }
   }
 
  private:
   template <typename T>
-  void ReadEntriesAs(const std::vector<int32_t>& pages, int64_t begin, int64_t end, T* k, T* v) const {
+  void ReadEntriesAs(const Sequence& sequence, int64_t begin, int64_t end, T* k, T* v) const {
     int64_t P = config_.pair(), d = config_.head_dim, page = config_.page, heads = config_.num_key_value_heads;
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
       const T* k_pool = static_cast<const T*>(k_[layer].data_ptr());
       const T* v_pool = static_cast<const T*>(v_[layer].data_ptr());
-      for (int64_t entry = begin; entry < end; ++entry) {
-        int64_t t = entry % page;
+      for (int64_t token = begin; token < end; ++token) {
         for (int64_t head = 0; head < heads; ++head) {
-          int64_t base = (pages[entry / page] * heads + head) * config_.head_page_elements();
+          int64_t entry = sequence.entries(layer, head) - (sequence.length - token), t = entry % page;
+          int64_t base = sequence.head_page(layer, head, entry / page, heads) * config_.head_page_elements();
           for (int64_t c = 0; c < d; ++c) {
             *k++ = k_pool[base + (c / P) * page * P + t * P + c % P];
             *v++ = v_pool[base + (t / P) * d * P + c * P + t % P];
