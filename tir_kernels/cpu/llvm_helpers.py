@@ -8,6 +8,7 @@ lower one first.
 
 import numpy as np
 
+from .llvm_logarithm import logarithm_ir
 from .llvm_memory import memory_ir
 from .llvm_trigonometry import trigonometry_ir
 
@@ -46,6 +47,11 @@ define <{n} x float> @x_vmax(<{n} x float> %a, <{n} x float> %b) {{
   %r = select nnan nsz <{n} x i1> %c, <{n} x float> %a, <{n} x float> %b
   ret <{n} x float> %r
 }}
+define <{n} x float> @x_vmin(<{n} x float> %a, <{n} x float> %b) {{
+  %c = fcmp nnan nsz olt <{n} x float> %a, %b
+  %r = select nnan nsz <{n} x i1> %c, <{n} x float> %a, <{n} x float> %b
+  ret <{n} x float> %r
+}}
 define <{n} x float> @x_from_bf16(<{n} x i16> %a) {{
   %w = zext <{n} x i16> %a to <{n} x i32>
   %s = shl <{n} x i32> %w, {_splat(n, "i32", "16")}
@@ -54,6 +60,12 @@ define <{n} x float> @x_from_bf16(<{n} x i16> %a) {{
 }}
 define i32 @x_greater_mask(<{n} x float> %a, <{n} x float> %b) {{
   %c = fcmp nnan ogt <{n} x float> %a, %b
+  %m = bitcast <{n} x i1> %c to i{n}
+  %r = zext i{n} %m to i32
+  ret i32 %r
+}}
+define i32 @x_at_least_mask(<{n} x float> %a, <{n} x float> %b) {{
+  %c = fcmp oge <{n} x float> %a, %b
   %m = bitcast <{n} x i1> %c to i{n}
   %r = zext i{n} %m to i32
   ret i32 %r
@@ -232,12 +244,16 @@ define <16 x i32> @x_pair_bf16(<16 x float> %even, <16 x float> %odd) {{
 
 
 def helper_ir(tier: str, lanes: int) -> str:
-    """The LLVM IR text of tier ``avx512_bf16``, ``avx512``, ``avx2`` or ``generic`` with ``lanes`` float32 a vector."""
+    """The LLVM IR text of tier ``avx512_bf16``, ``avx512``, ``avx2`` or ``generic`` with ``lanes`` float32 a vector.
+
+    ``x_*`` becomes ``x<lanes>_*``: a library may hold kernels of two vector widths, and names are global in it.
+    """
     avx512 = tier.startswith("avx512")
     parts = [_AVX512_DECLARATIONS if avx512 else "", _common(lanes), _from_f16(lanes, native=tier != "generic")]
     parts.append(_AVX512_BF16 if tier == "avx512_bf16" else _dot2_fma(lanes) + _round_bf16(lanes))
     parts.append(_exp2(lanes, "x_exp2", 6, avx512))
     parts.append(_exp2(lanes, "x_exp2_fast", 3, avx512))
     parts.append(trigonometry_ir(lanes, _splat, _float))
+    parts.append(logarithm_ir(lanes, _splat, _float))
     parts.append(memory_ir(lanes))
-    return "".join(parts)
+    return "".join(parts).replace("@x_", f"@x{lanes}_")
