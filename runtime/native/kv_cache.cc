@@ -21,6 +21,14 @@ ffi::Array<Tensor> Step(ffi::ObjectRef cache) { return LiveCaches::Get().Find(ca
 
 ffi::Array<Tensor> Layer(ffi::ObjectRef cache, int64_t layer) { return LiveCaches::Get().Find(cache).Layer(layer); }
 
+ffi::Array<Tensor> Gate(ffi::ObjectRef cache) { return LiveCaches::Get().Find(cache).Gate(); }
+
+ffi::Array<Tensor> LayerGate(ffi::ObjectRef cache, int64_t layer) {
+  return LiveCaches::Get().Find(cache).LayerGate(layer);
+}
+
+Tensor Gates(ffi::ObjectRef cache, int64_t sequence) { return LiveCaches::Get().Find(cache).Gates(sequence); }
+
 }  // namespace
 }  // namespace entropy_mlc
 
@@ -29,3 +37,6 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_create, entropy_mlc::Create);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_configure, entropy_mlc::Configure);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_step, entropy_mlc::Step);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_layer, entropy_mlc::Layer);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_gate, entropy_mlc::Gate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_layer_gate, entropy_mlc::LayerGate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_gates, entropy_mlc::Gates);

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "capacity.h"
+#include "entry_layout.h"
+#include "gate_step.h"
 #include "page_pool.h"
 #include "page_store.h"
 #include "policy.h"
@@ -21,6 +23,8 @@ class KVCache {
         policy_(policy),
         store_(config, policy, NumPages(config)),
         pages_(static_cast<int32_t>(NumPages(config))),
+        layout_(config, &store_, &pages_),
+        gate_(config, policy),
         layers_(config.num_layers) {}
 
   void Clear() {
@@ -42,7 +46,7 @@ class KVCache {
 
   void RemoveSequence(int64_t id) {
     RequireNoOpenStep("RemoveSequence");
-    Truncate(sequences_.Find(id), 0);
+    layout_.Release(&sequences_.Find(id));
     sequences_.Remove(id);
   }
 
@@ -60,10 +64,12 @@ class KVCache {
       TVM_FFI_THROW(ValueError) << "Cannot fork sequence " << parent_id << " at position " << position << ": it has "
                                 << parent.length << " tokens.";
     }
+    int64_t length = position == -1 ? parent.length : position;
+    RequireExact(parent, parent_id, length);
     Sequence child;
-    child.length = position == -1 ? parent.length : position;
-    child.pages.assign(parent.pages.begin(), parent.pages.begin() + CeilDiv(child.length, config_.page));
-    for (int32_t page : child.pages) pages_.Retain(page);
+    layout_.Share(parent, length, &child);
+    child.gate = parent.gate;
+    child.gate.Truncate(child.length, policy_.segment_size);
     sequences_.Add(child_id, std::move(child));
   }
 
@@ -74,6 +80,7 @@ class KVCache {
       TVM_FFI_THROW(ValueError) << "Cannot pop " << n << " tokens of sequence " << id << ": it has "
                                 << sequence.length << ".";
     }
+    RequireExact(sequence, id, sequence.length - n);
     Truncate(sequence, sequence.length - n);
   }
 
@@ -81,12 +88,10 @@ class KVCache {
   void BeginForward(const ffi::Shape& ids, const ffi::Shape& append_lengths, const ffi::Optional<ffi::Shape>& tree) {
     RequireNoOpenStep("BeginForward");
     std::vector<BatchEntry> batch = CheckStep(ids, append_lengths, tree, config_, &sequences_);
-    int64_t tokens = 0, new_pages = 0, all_pages = 0;
+    int64_t tokens = 0, new_pages = 0;
     for (const BatchEntry& entry : batch) {
-      int64_t needed = CeilDiv(entry.sequence->length + entry.new_tokens, config_.page);
       tokens += entry.new_tokens;
-      all_pages += needed;
-      new_pages += needed - static_cast<int64_t>(entry.sequence->pages.size()) + NeedsCopy(*entry.sequence);
+      new_pages += layout_.NewPages(*entry.sequence, entry.new_tokens);
     }
     if (new_pages > pages_.num_free()) {
       TVM_FFI_THROW(RuntimeError) << "The KV cache is full: " << pages_.num_used() << " of " << pages_.num_pages()
@@ -94,16 +99,20 @@ class KVCache {
                                   << " tokens needs " << new_pages << " more; remove sequences or create the cache "
                                   << "with a larger max_total_seq_length.";
     }
-    plan_.Reserve(config_.num_key_value_heads, tokens, static_cast<int64_t>(batch.size()), all_pages);
+    plan_.Reserve(batch, config_);
 
     for (const BatchEntry& entry : batch) Append(*entry.sequence, entry.new_tokens, tree.has_value());
     plan_.Fill(batch, config_);
     for (ffi::Array<Tensor>& layer : layers_) layer = ffi::Array<Tensor>();
+    gate_.Begin();
+    batch_ = std::move(batch);
+    step_is_tree_ = tree.has_value();
     step_is_open_ = true;
   }
 
   void EndForward() {
     RequireOpenStep("EndForward");
+    gate_.End(batch_);
     step_is_open_ = false;
   }
 
@@ -136,13 +145,13 @@ class KVCache {
 
   int32_t GetNumAvailablePages() const {
     int64_t copies = 0;
-    for (const auto& item : sequences_) copies += NeedsCopy(item.second);
+    for (const auto& item : sequences_) copies += layout_.NeedsCopy(item.second);
     return AvailableEnginePages(config_, pages_.num_free() - copies);
   }
 
   int32_t GetTotalSequenceLength() const {
     int64_t total = 0;
-    for (const auto& item : sequences_) total += item.second.length;
+    for (const auto& item : sequences_) total += item.second.max_entries();
     return static_cast<int32_t>(total);
   }
 
@@ -164,9 +173,7 @@ class KVCache {
   // (k_pages, v_pages, append_slots, page_indptr, page_indices, kv_lengths) of a layer in the open step.
   const ffi::Array<Tensor>& Layer(int64_t layer) {
     RequireOpenStep("kv_cache_layer");
-    if (layer < 0 || layer >= config_.num_layers) {
-      TVM_FFI_THROW(ValueError) << "The KV cache has " << config_.num_layers << " layers and no layer " << layer << ".";
-    }
+    RequireLayer(layer);
     ffi::Array<Tensor>& tensors = layers_[layer];
     if (tensors.empty()) {
       const LayerTables& t = plan_.layer(layer);
@@ -176,15 +183,35 @@ class KVCache {
     return tensors;
   }
 
-  // Copies entries [begin, end) of a sequence to compact tensors [num_layers, end - begin, G, head_dim] of the cache's
-  // dtype.
+  // (segments, gated_tiles, block_ranges, parameters, scores, block_counts, block_lists) of the open step.
+  const ffi::Array<Tensor>& Gate() {
+    RequireOpenStep("kv_cache_gate");
+    return gate_.Tables(batch_, policy_, step_is_tree_);
+  }
+
+  // (representatives, gates) of a layer that is not skipped, in the open step.
+  const ffi::Array<Tensor>& LayerGate(int64_t layer) {
+    Gate();
+    RequireLayer(layer);
+    return gate_.Layer(layer, policy_, store_);
+  }
+
+  // What the prefill observed of a sequence, float32 [num_layers, segments, G, 4], NaN where nothing.
+  Tensor Gates(int64_t id) const {
+    const Sequence& sequence = sequences_.Find(id);
+    return ReadGates(sequence.gate, sequence.length, config_, policy_);
+  }
+
+  // Copies the entries of tokens [begin, end) of a sequence to compact tensors [num_layers, end - begin, G, head_dim] of
+  // the cache's dtype.
   void DebugGetKV(int64_t id, int64_t begin, int64_t end, const Tensor& k, const Tensor& v) const {
     const Sequence& sequence = sequences_.Find(id);
     if (begin < 0 || begin >= end || end > sequence.length) {
       TVM_FFI_THROW(ValueError) << "Entries " << begin << " to " << end << " are not in sequence " << id << ", which "
                                 << "has " << sequence.length << ".";
     }
-    store_.ReadEntries(sequence.pages, begin, end, EntryData(k, end - begin), EntryData(v, end - begin));
+    RequireExact(sequence, id, begin);
+    store_.ReadEntries(sequence, begin, end, EntryData(k, end - begin), EntryData(v, end - begin));
   }
 
  private:
@@ -195,6 +222,11 @@ class KVCache {
   }
   void RequireOpenStep(const char* method) const {
     if (!step_is_open_) TVM_FFI_THROW(RuntimeError) << method << " needs an open step; call BeginForward first.";
+  }
+  void RequireLayer(int64_t layer) const {
+    if (layer < 0 || layer >= config_.num_layers) {
+      TVM_FFI_THROW(ValueError) << "The KV cache has " << config_.num_layers << " layers and no layer " << layer << ".";
+    }
   }
   void* EntryData(const Tensor& tensor, int64_t length) const {
     const int64_t expected[4] = {config_.num_layers, length, config_.num_key_value_heads, config_.head_dim};
@@ -209,42 +241,37 @@ class KVCache {
     return static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset();
   }
 
-  // Whether the next token goes into a page that another sequence reads too.
-  bool NeedsCopy(const Sequence& sequence) const {
-    return sequence.length % config_.page != 0 && pages_.shared(sequence.pages.back());
+  // Below exact_from a compressed sequence has lost entries, so it cannot become its own beginning again.
+  static void RequireExact(const Sequence& sequence, int64_t id, int64_t position) {
+    if (position < sequence.exact_from) {
+      TVM_FFI_THROW(ValueError) << "Sequence " << id << " was compressed and is whole only from position "
+                                << sequence.exact_from << " on; it cannot be cut or read at " << position << ".";
+    }
   }
 
   // The caller has checked that there are pages enough.
   void Append(Sequence& sequence, int64_t tokens, bool as_tree) {
-    if (NeedsCopy(sequence)) {
-      int32_t copy = pages_.Acquire();
-      store_.CopyPage(sequence.pages.back(), copy);
-      pages_.Release(sequence.pages.back());
-      sequence.pages.back() = copy;
-    }
-    sequence.length += tokens;
-    while (static_cast<int64_t>(sequence.pages.size()) < CeilDiv(sequence.length, config_.page)) {
-      sequence.pages.push_back(pages_.Acquire());
-    }
+    layout_.Append(tokens, &sequence);
     if (as_tree) sequence.uncommitted += tokens;
   }
 
   void Truncate(Sequence& sequence, int64_t length) {
     sequence.uncommitted = std::max<int64_t>(0, sequence.uncommitted - (sequence.length - length));
-    sequence.length = length;
-    while (static_cast<int64_t>(sequence.pages.size()) > CeilDiv(length, config_.page)) {
-      pages_.Release(sequence.pages.back());
-      sequence.pages.pop_back();
-    }
+    sequence.gate.Truncate(length, policy_.segment_size);
+    layout_.Truncate(length, &sequence);
   }
 
   CacheConfig config_;
   Policy policy_;
   PageStore store_;
   PagePool pages_;
+  EntryLayout layout_;
   SequenceTable sequences_;
   StepPlan plan_;
+  GateStep gate_;
   std::vector<ffi::Array<Tensor>> layers_;  // answers of Layer(), empty until asked for in this step
+  std::vector<BatchEntry> batch_;           // of the open step
+  bool step_is_tree_ = false;
   bool step_is_open_ = false;
 };
 

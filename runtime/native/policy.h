@@ -1,4 +1,4 @@
-// The sparsity policy that a cache carries out: which prefill blocks are observed and chosen, and how decode compresses.
+// The sparsity policy that a cache carries out: which blocks a prefill observes and chooses, how decode compresses.
 // runtime/policy.py owns the meanings and the defaults of a model; here is what its text form may hold.
 #pragma once
 #include <algorithm>

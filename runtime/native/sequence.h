@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "ffi.h"
+#include "gate_history.h"
 
 namespace entropy_mlc {
 
@@ -37,6 +37,8 @@ struct Sequence {
   // Where the newest queries are (query_window.h): a slot, or -1, and how many of the newest positions it holds.
   int32_t window_slot = -1;
   int64_t observed = 0;
+  // What a sparse prefill observed; entries count as places, so `represented` means nothing once compressed.
+  GateHistory gate;
   // Set by EnableSlidingWindowForSeq: nobody will fork this sequence inside its past, so it may be compressed.
   bool may_shrink = false;
 

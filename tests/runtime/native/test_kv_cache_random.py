@@ -131,7 +131,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.check_tables(seqs, lengths)
         self.cache.append(k, v)
         self.check_contents_by_tables(seqs)
+        self.use_step(seqs, lengths, as_tree)
         self.cache.end()
+
+    def use_step(self, seqs, lengths, as_tree):
+        """What else a step does, for machines with more to check."""
 
     @precondition(lambda self: self.model.sequences)
     @rule(data=st.data())
