@@ -1,0 +1,249 @@
+"""``python -m evaluation --model DIR``: how good policies are, side by side with dense on the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from evaluation.generators import Generator
+from evaluation.haystack import read_text
+from evaluation.measure import check_metric
+from evaluation.policies import DENSE, EvaluatedPolicy, PolicyArgument, default_policies, with_settings
+from evaluation.prompts import prompt_ids
+from evaluation.report import write_report
+from evaluation.rows import Row, in_turns, read_tasks
+from evaluation.runner import Job, Runner, RunOptions
+from evaluation.session import Session
+from evaluation.store import ResultStore, RunSettings
+from evaluation.summary import summarize
+from runtime.artifact import ChatConfig, find_library, read_chat_config
+from runtime.console import user_errors
+from runtime.errors import UserError
+from runtime.library import ModelLibrary
+from runtime.params import load_params
+from runtime.tokenizer import Tokenizer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Option(help="MLC model folder.", metavar="DIR")],
+    policy: Annotated[
+        list[str],
+        typer.Option(
+            help='NAME=LIBRARY.so or NAME=LIBRARY.so:"k=v;k=v" with run-time settings; once for each policy. NAME=:... '
+            "takes the library of the model folder. Default: dense, and what that library was compiled for.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006  (typer copies it)
+    data: Annotated[Path | None, typer.Option(help="Folder of .jsonl or .jsonl.gz files, a task each.")] = None,
+    generate: Annotated[
+        str, typer.Option(help="needles, kv, vt: make rows of these kinds. Default without --data: all of them.")
+    ] = "",
+    text: Annotated[
+        Path | None, typer.Option(help="Text to hide things in; default: the source of Python's standard library.")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths of generated rows, in tokens.")] = "1000,2000,4000",
+    seed: Annotated[int, typer.Option(help="Of generated rows.")] = 0,
+    tasks: Annotated[str, typer.Option(help="Only these files of --data: names or shell patterns, by comma.")] = "",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each task, from its beginning.")] = 8,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Leave out rows with longer prompts.")] = None,
+    max_answer_tokens: Annotated[
+        int, typer.Option(min=1, help="The log-likelihood is of that many tokens of the reference at most.")
+    ] = 128,
+    second_turn: Annotated[
+        bool, typer.Option("--second-turn", help="Ask a second question about the same text, where there is one.")
+    ] = False,
+    share_short_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--share-short-prompts",
+            help="One prefill for all policies of a library where none of them would attend sparsely.",
+        ),
+    ] = False,
+    baseline: Annotated[str, typer.Option(help="Name of the policy that others are compared with.")] = DENSE,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Report; .jsonl, .md, .png lie beside it.")] = Path(
+        "evaluation.json"
+    ),
+) -> None:
+    """Compare policies on a model. A run that was stopped goes on when the same command is given again."""
+    with user_errors():
+        if output.suffix != ".json":
+            raise UserError(f"--output {output} must end in .json: the other files of the report are named after it")
+        config = read_chat_config(model)
+        policies = _policies(policy, model)
+        names = [p.name for p in policies]
+        if baseline not in names:
+            raise UserError(f"no policy is called {baseline}: choose the one to compare with by --baseline")
+        tokenizer = Tokenizer(model)
+        found = _rows(tokenizer, data, _split(generate), _split(tasks), text, lengths, seed, rows)
+        jobs = _jobs(tokenizer, found, _room(config, policies), max_prompt_tokens, rows)
+        options = RunOptions(max_answer_tokens, second_turn, share_short_prompts)
+        settings = RunSettings(
+            common={
+                "model": model.name,
+                "max_answer_tokens": max_answer_tokens,
+                "second_turn": second_turn,
+                "share_short_prompts": share_short_prompts,
+            },
+            policies={p.name: p.describe() | {"library_sha256": _hash(p.library.path)} for p in policies},
+        )
+        store = ResultStore(output.with_suffix(".jsonl"), settings)
+        sessions = _sessions(model, config, policies, tokenizer, max(len(job.prompt_ids) for job in jobs))
+        interrupted = _run(Runner(policies, sessions, store, options), jobs)
+        wanted = {job.row.id for job in jobs}
+        summary = summarize((r for r in store.results.values() if r.row in wanted), names, baseline)
+        run: dict[str, Any] = {"command": " ".join(["python", *sys.orig_argv[1:]]), **settings.model_dump()}
+        files = write_report(summary, run, output)
+    for session in sessions.values():
+        print(_speed(session), file=sys.stderr)
+    print(output.with_suffix(".md").read_text())
+    print("written: " + ", ".join(map(str, files)), file=sys.stderr)
+    if interrupted:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _policies(arguments: list[str], model: Path) -> list[EvaluatedPolicy]:
+    parsed = [PolicyArgument.parse(argument) for argument in arguments]
+    names = [argument.name for argument in parsed]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two policies are called {twice[0]}: give each --policy a name of its own")
+    if not parsed:
+        return default_policies(ModelLibrary(find_library(model)))
+    libraries: dict[Path, ModelLibrary] = {}
+    policies = []
+    for argument in parsed:
+        path = (argument.library or find_library(model)).resolve()
+        if path not in libraries:
+            libraries[path] = ModelLibrary(path)
+        policies.append(with_settings(argument.name, libraries[path], argument.settings))
+    return policies
+
+
+def _rows(
+    tokenizer: Tokenizer,
+    data: Path | None,
+    kinds: list[str],
+    patterns: list[str],
+    text: Path | None,
+    lengths: str,
+    seed: int,
+    rows: int,
+) -> dict[str, list[Row]]:
+    found = {} if data is None else read_tasks(data, patterns)
+    if kinds or data is None:
+        generator = Generator(read_text(text), lambda piece: len(tokenizer.encode(piece)), seed)
+        found |= generator.tasks(kinds or ["needles", "kv", "vt"], rows, _numbers(lengths))
+    for task in found.values():
+        for row in task:
+            check_metric(row)
+    return found
+
+
+def _numbers(lengths: str) -> list[int]:
+    try:
+        numbers = [int(length) for length in _split(lengths)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"--lengths {lengths} is no list of token counts: write for instance 1000,4000")
+    return numbers
+
+
+def _room(config: ChatConfig, policies: list[EvaluatedPolicy]) -> int:
+    return min(config.context_window_size, *(p.library.metadata.context_window_size for p in policies))
+
+
+def _jobs(tokenizer: Tokenizer, found: dict[str, list[Row]], room: int, longest: int | None, rows: int) -> list[Job]:
+    """The first ``rows`` rows of each task that fit, in turns."""
+    kept: dict[str, list[Row]] = {}
+    prompts: dict[str, list[int]] = {}
+    for name, task in found.items():
+        kept[name] = []
+        for row in task:
+            if len(kept[name]) == rows:
+                break
+            ids = prompt_ids(tokenizer, row)
+            if len(ids) + row.max_new_tokens <= room and (longest is None or len(ids) <= longest):
+                kept[name].append(row)
+                prompts[row.id] = ids
+    jobs = [Job(row, prompts[row.id]) for row in in_turns(kept)]
+    if not jobs:
+        raise UserError("no row is left: raise --max-prompt-tokens, or take a model with a longer context")
+    if left_out := [name for name, task in kept.items() if not task]:
+        print(f"no row of {', '.join(left_out)} is short enough", file=sys.stderr)
+    return jobs
+
+
+def _sessions(
+    model: Path, config: ChatConfig, policies: list[EvaluatedPolicy], tokenizer: Tokenizer, longest_prompt: int
+) -> dict[str, Session]:
+    sessions: dict[str, Session] = {}
+    weights: dict[tuple, Any] = {}
+    for library in {str(p.library.path): p.library for p in policies}.values():
+        metadata = library.metadata
+        if metadata.params not in weights:  # libraries of one model share its weights
+            weights[metadata.params] = load_params(model, config, metadata, library.path)
+        sessions[str(library.path)] = Session(
+            library,
+            weights[metadata.params],
+            tokenizer,
+            longest_prompt=longest_prompt,
+            vocab_size=config.active_vocab_size or metadata.active_vocab_size or config.vocab_size,
+            stop_token_ids=config.stop_token_ids,
+        )
+    return sessions
+
+
+def _run(runner: Runner, jobs: list[Job]) -> bool:
+    """Run all jobs with a progress bar (lines, if stderr is no terminal); whether Ctrl-C ended it."""
+    total = sum(runner.work(job) for job in jobs)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    # Speed over a long time: rows differ much in length.
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=1800, auto_refresh=False)
+    task = bar.add_task("evaluation", total=total)
+
+    def on_prefill(job: Job, tokens: int) -> None:
+        bar.update(task, advance=tokens, description=job.row.id, refresh=console.is_terminal)
+        if not console.is_terminal:
+            state = bar.tasks[0]
+            left = "?" if state.time_remaining is None else f"{state.time_remaining / 60:.1f}"
+            print(f"{state.percentage:.0f} %, {left} minutes left: {job.row.id}, {tokens} tokens", file=sys.stderr)
+
+    try:
+        if console.is_terminal:
+            bar.start()
+        runner.run(jobs, on_prefill)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        bar.stop()
+    return False
+
+
+def _speed(session: Session) -> str:
+    clock = session.clock
+    prefill = clock.prefill_tokens / clock.prefill_seconds if clock.prefill_tokens else 0.0
+    decode = clock.decode_tokens / clock.decode_seconds if clock.decode_tokens else 0.0
+    return f"{session.library.path.name}: prefill {prefill:.0f} tokens/s, decode {decode:.0f} tokens/s"
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m evaluation")

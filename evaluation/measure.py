@@ -1,0 +1,108 @@
+"""What is measured of one policy on one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel
+
+from evaluation.code_sandbox import pass_at_1
+from evaluation.metrics import TEXT_METRICS
+from evaluation.policies import EvaluatedPolicy
+from evaluation.prompts import answer_ids, second_turn_ids
+from evaluation.rows import Row
+from evaluation.session import Branch, Prompt, log_probability
+from runtime.errors import UserError
+from runtime.tokenizer import Tokenizer
+
+PASS_AT_1 = "pass_at_1"
+_LETTERS = "ABCD"
+
+
+class Outcome(BaseModel):
+    """Answers and scores of a policy on a row.
+
+    ``scores``: the first is the one that reports show. ``log_likelihood`` (natural) is the sum over the first
+    ``answer_tokens`` tokens of the reference answer. ``second_*`` are those of the second turn.
+    """
+
+    output: str
+    output_tokens: int
+    finished: bool
+    scores: dict[str, float]
+    log_likelihood: float
+    answer_tokens: int
+    reason: str = ""
+    second_output: str | None = None
+    second_scores: dict[str, float] | None = None
+
+
+def check_metric(row: Row) -> None:
+    """UserError if there is no such metric, or the row lacks what it needs."""
+    if row.metric == PASS_AT_1 and row.test is None:
+        raise UserError(f"row {row.id} has metric pass_at_1 but no test: add one to its file")
+    for metric in (row.metric, *((row.second.metric,) if row.second else ())):
+        if metric not in TEXT_METRICS and metric != PASS_AT_1:
+            known = ", ".join((*TEXT_METRICS, PASS_AT_1))
+            raise UserError(f"row {row.id} has an unknown metric {metric}: choose from {known}")
+
+
+def measure(
+    row: Row,
+    prompt: Prompt,
+    policy: EvaluatedPolicy,
+    *,
+    max_answer_tokens: int,
+    second_turn: bool,
+) -> Outcome:
+    """Answer the row, score the answer, and measure how likely the reference answer is."""
+    tokenizer = prompt.session.tokenizer
+    second: dict = {}
+    with prompt.branch(policy) as branch:
+        letters = _letter_score(tokenizer, branch, row.choices, row.answers)
+        answer = branch.answer(row.max_new_tokens, row.stop)
+        if second_turn and row.second is not None and tokenizer.has_chat_template:
+            second = _second_turn(tokenizer, branch, row)
+    reference = answer_ids(tokenizer, row.answers[0])[:max_answer_tokens]
+    with prompt.branch(policy) as branch:
+        log_likelihood = branch.log_likelihood(reference)
+    reason = ""
+    if row.metric == PASS_AT_1:
+        verdict = pass_at_1(answer.text, row.question, row.test, row.entry_point)
+        scores, reason = {PASS_AT_1: float(verdict.passed)}, verdict.reason
+    else:
+        scores = letters | _text_scores(row.metric, answer.text, row.answers)
+    return Outcome(
+        output=answer.text,
+        output_tokens=len(answer.token_ids),
+        finished=answer.finished,
+        scores=scores,
+        log_likelihood=log_likelihood,
+        answer_tokens=len(reference),
+        reason=reason,
+        **second,
+    )
+
+
+def _second_turn(tokenizer: Tokenizer, branch: Branch, row: Row) -> dict:
+    branch.extend(second_turn_ids(tokenizer, row))
+    letters = _letter_score(tokenizer, branch, row.second.choices, row.second.answers)
+    answer = branch.answer(row.second.max_new_tokens)
+    scores = letters | _text_scores(row.second.metric, answer.text, row.second.answers)
+    return {"second_output": answer.text, "second_scores": scores}
+
+
+def _text_scores(metric: str, output: str, answers: Sequence[str]) -> dict[str, float]:
+    return TEXT_METRICS[metric](output, answers)
+
+
+def _letter_score(
+    tokenizer: Tokenizer, branch: Branch, choices: Sequence[str] | None, answers: Sequence[str]
+) -> dict[str, float]:
+    """Whether the answer is the likeliest of the letters; nothing for a row without choices."""
+    if not choices:
+        return {}
+    letters = _LETTERS[: len(choices)]
+    likelihoods = [log_probability(branch.logits, answer_ids(tokenizer, letter)[0]) for letter in letters]
+    return {"letter_acc": float(letters[int(np.argmax(likelihoods))] in answers)}

@@ -1,0 +1,104 @@
+"""The policies of a run: a name, a library, and run-time settings on top of what the library was compiled with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import UserError
+from runtime.library import ModelLibrary
+from runtime.policy import Policy
+
+DENSE = "dense"
+# Settings that decide what is computed from the first generated token on; all others belong to the prefill.
+_DECODE_FIELDS = (
+    "decode",
+    "capacity",
+    "decode_gap",
+    "pooling",
+    "pooling_kernel",
+    "adaptive_alpha",
+    "sinks",
+    "slack",
+    "compress_when",
+)
+_NO_GATES = "threshold_len=2147483647"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyArgument:
+    """``NAME=LIBRARY[:k=v;k=v]`` as given; ``library`` None is the one that belongs to the model folder."""
+
+    name: str
+    library: Path | None
+    settings: str
+
+    @classmethod
+    def parse(cls, text: str) -> PolicyArgument:
+        """UserError if there is no name."""
+        name, equals, rest = text.partition("=")
+        # The path may hold a colon, and settings always hold a "=".
+        library, _, settings = rest.rpartition(":") if "=" in rest.rpartition(":")[2] else (rest, "", "")
+        if not name.strip() or not equals:
+            raise UserError(f'--policy {text} has no name: write NAME=LIBRARY.so or NAME=LIBRARY.so:"k=v;k=v"')
+        return cls(name.strip(), Path(library) if library else None, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedPolicy:
+    """A policy under its name in tables. ``policy`` None: the library has no run-time settings at all."""
+
+    name: str
+    library: ModelLibrary
+    policy: Policy | None
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether decoding drops nothing."""
+        return self.policy is None or self.policy.decode == "full"
+
+    def prefill_key(self, prompt_tokens: int, share_short_prompts: bool) -> tuple:
+        """Equal for policies of which one prefill serves all, for a prompt of that length."""
+        if self.policy is None:
+            return (self.library.path,)
+        if share_short_prompts and not self.gates(prompt_tokens):
+            return (self.library.path, "no gated segment")
+        values = self.policy.to_dict()
+        return (self.library.path, *(values[name] for name in values if name not in _DECODE_FIELDS))
+
+    def decode_key(self) -> tuple:
+        """Equal for policies that go on alike after the same prefill."""
+        values = {} if self.policy is None else self.policy.to_dict()
+        return ("full",) if self.keeps_everything else tuple(values[name] for name in _DECODE_FIELDS)
+
+    def gates(self, prompt_tokens: int) -> bool:
+        """Whether any segment of the prompt is attended to sparsely: one that is whole, not the last, and starts at
+        or after the threshold."""
+        policy = self.policy
+        if policy is None or policy.prefill == "dense":
+            return False
+        first_gated = max(1, -(-policy.threshold_len // policy.segment_size))
+        return prompt_tokens > (first_gated + 1) * policy.segment_size
+
+    def describe(self) -> dict:
+        """For reports."""
+        return {"library": self.library.path.name, "policy": self.policy and self.policy.to_dict()}
+
+
+def with_settings(name: str, library: ModelLibrary, settings: str = "") -> EvaluatedPolicy:
+    """A policy of a library with run-time settings changed; UserError if it has none or they are not allowed."""
+    compiled = library.metadata.policy
+    if compiled is None and settings:
+        raise UserError(f"{library.path} has no run-time settings: compile it with a --prefill or --decode policy")
+    return EvaluatedPolicy(name, library, compiled and compiled.changed(settings))
+
+
+def default_policies(library: ModelLibrary) -> list[EvaluatedPolicy]:
+    """Dense, and what the library was compiled for."""
+    compiled = library.metadata.policy
+    if compiled is None or (compiled.prefill, compiled.decode) == ("dense", "full"):
+        return [with_settings(DENSE, library)]
+    return [
+        with_settings(DENSE, library, f"{_NO_GATES};decode=full"),
+        with_settings(f"{compiled.prefill}+{compiled.decode}", library),
+    ]

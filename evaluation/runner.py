@@ -1,0 +1,104 @@
+"""Runs rows under policies, sharing every prefill that can be shared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from evaluation.measure import Outcome, measure
+from evaluation.policies import EvaluatedPolicy
+from evaluation.rows import Row
+from evaluation.session import Session
+from evaluation.store import Result, ResultStore
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row with its prompt."""
+
+    row: Row
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What is the same for all rows and policies of a run."""
+
+    max_answer_tokens: int
+    second_turn: bool
+    share_short_prompts: bool
+
+
+Progress = Callable[[Job, int], None]
+
+
+class Runner:
+    """Policies of a run, and the sessions of their libraries."""
+
+    def __init__(
+        self,
+        policies: Sequence[EvaluatedPolicy],
+        sessions: dict[str, Session],
+        store: ResultStore,
+        options: RunOptions,
+    ) -> None:
+        """``sessions`` by path of the library."""
+        self._policies = policies
+        self._sessions = sessions
+        self._store = store
+        self._options = options
+
+    def work(self, job: Job) -> int:
+        """Tokens that a row still has to be prefilled, over all policies."""
+        return len(self._groups(job)) * len(job.prompt_ids)
+
+    def run(self, jobs: Sequence[Job], on_prefill: Progress) -> None:
+        """Run what the store does not have yet; ``on_prefill(job, tokens)`` after each shared prefill and its answers.
+
+        An exception (Ctrl-C) loses the results of one prefill at most.
+        """
+        for job in jobs:
+            for group in self._groups(job):
+                self._run_group(job, group)
+                on_prefill(job, len(job.prompt_ids))
+
+    def _groups(self, job: Job) -> list[list[EvaluatedPolicy]]:
+        """The policies that the row lacks, those together that one prefill serves."""
+        groups: dict[tuple, list[EvaluatedPolicy]] = defaultdict(list)
+        for policy in self._policies:
+            if not self._store.has(job.row.id, policy.name):
+                key = policy.prefill_key(len(job.prompt_ids), self._options.share_short_prompts)
+                groups[key].append(policy)
+        return list(groups.values())
+
+    def _run_group(self, job: Job, group: list[EvaluatedPolicy]) -> None:
+        # The cache records the queries that compression needs only under a policy that compresses.
+        leader = next((policy for policy in group if not policy.keeps_everything), group[0])
+        outcomes: dict[tuple, Outcome] = {}
+        with self._sessions[str(leader.library.path)].prompt(job.prompt_ids, leader) as prompt:
+            for policy in group:
+                key = policy.decode_key()
+                if key not in outcomes:
+                    outcomes[key] = measure(
+                        job.row,
+                        prompt,
+                        policy,
+                        max_answer_tokens=self._options.max_answer_tokens,
+                        second_turn=self._options.second_turn,
+                    )
+                self._store.add(_result(job, policy, outcomes[key]))
+
+
+def _result(job: Job, policy: EvaluatedPolicy, outcome: Outcome) -> Result:
+    row = job.row
+    return Result(
+        row=row.id,
+        policy=policy.name,
+        task=row.task,
+        category=row.category,
+        bucket=row.bucket,
+        metric=row.metric,
+        prompt_tokens=len(job.prompt_ids),
+        outcome=outcome,
+    )
