@@ -96,10 +96,11 @@ def rope_append(
 
     @T.inline
     def observe(q_out, token, head, observed, row):
-        """Copy the query heads that share ``head``."""
-        for j in T.serial(g):
-            for v in T.serial(d // L):
-                observed[row, head * g + j, isa.ramp(v * L)] = q_out[token, head * g + j, isa.ramp(v * L)]
+        """Copy the query heads that share ``head``, unless ``row`` is -1."""
+        if row >= 0:
+            for j in T.serial(g):
+                for v in T.serial(d // L):
+                    observed[row, head * g + j, isa.ramp(v * L)] = q_out[token, head * g + j, isa.ramp(v * L)]
 
     @T.inline
     def append(n, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out):
@@ -119,8 +120,7 @@ def rope_append(
                     for j in T.serial(g):
                         rotate(qkv, cos_sin, token0 + i, head * g + j, q_out, (token0 + i, head * g + j))
                     if observed is not None:
-                        if query_slots[token0 + i] >= 0:
-                            observe(q_out, token0 + i, head, observed, query_slots[token0 + i])
+                        observe(q_out, token0 + i, head, observed, query_slots[token0 + i])
                     rotate(qkv, cos_sin, token0 + i, H + head, keys, (i,))
                     broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
                 if broken[0] == 0:
