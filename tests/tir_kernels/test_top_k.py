@@ -1,4 +1,4 @@
-"""top_k inside a small kernel against a stable sort; and over two rows at once, as a budget shared by heads needs it."""
+"""top_k inside a small kernel against a stable sort; and over two rows at once, for a budget that heads share."""
 
 import numpy as np
 import pytest
