@@ -32,6 +32,9 @@ class NativeGate(NativeCache):
         """(representatives, gates) of a layer in the open step."""
         return [shared_array(t) for t in self.exported("kv_cache_layer_gate")(self.handle, layer)]
 
+    def num_head_pages(self):
+        return self.exported("kv_cache_layer")(self.handle, 0)[0].shape[0]
+
     def gates(self, seq):
         return self.exported("kv_cache_gates")(self.handle, seq).numpy()
 
