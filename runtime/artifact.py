@@ -6,7 +6,8 @@ A model folder and a library follow the conventions of MLC-LLM::
     dist/libs/<Name>-<quantization>-<device>.so
 
 The keys beyond MLC's are ``weight_format`` (in all three descriptions), ``logical_shape`` and ``format`` of a
-parameter, ``target``, ``kv_bytes_per_token`` and ``temporary_bytes``; MLC's own engine ignores them.
+parameter, ``target``, ``kv_bytes_per_token``, ``temporary_bytes`` and ``policy`` (of the library and of the folder);
+MLC's own engine ignores them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from runtime.errors import UserError
+from runtime.policy import Policy
 
 CHAT_CONFIG_FILE = "mlc-chat-config.json"
 TENSOR_CACHE_FILE = "tensor-cache.json"
@@ -80,7 +82,7 @@ class KVCacheSpec(_Description):
 
 
 class LibraryMetadata(_Description):
-    """What a compiled library says about itself (its function ``_metadata``)."""
+    """What a compiled library says about itself (its function ``_metadata``); a stock library has no policy."""
 
     model_type: str
     quantization: str
@@ -94,6 +96,12 @@ class LibraryMetadata(_Description):
     target: Any = None
     kv_bytes_per_token: int | None = None
     temporary_bytes: int | None = None
+    policy: Policy | None = None
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _policy_of_this_version(cls, policy: dict[str, Any] | None) -> Policy | None:
+        return None if policy is None else Policy.from_dict(policy)
 
 
 class ChatConfig(_Description):

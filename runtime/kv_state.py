@@ -1,23 +1,32 @@
 """The KV cache as the MLC engine sees it: ``vm.builtin.kv_state_*`` and ``vm.builtin.attention_kv_cache_*``.
 
 The object itself comes from the library's ``create_tir_paged_kv_cache``; these builtins call its virtual methods.
+Libraries of this project export a few functions on it besides, for their policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from runtime import tvm_runtime
+from runtime.errors import UserError
+
+# Exported by a library with a policy; a stock library has none of them.
+POLICY_FUNCTIONS = ("kv_cache_configure", "kv_cache_exact_from", "kv_cache_gates", "kv_cache_positions")
 
 
 class KVState:
     """A typed handle on one KV cache object. Sequences are named by caller-chosen integers."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, policy_functions: Mapping[str, Callable[..., Any]]) -> None:
+        """``policy_functions``: those of POLICY_FUNCTIONS that the library has, by name."""
         tvm_ffi = tvm_runtime.load()
         get = tvm_ffi.get_global_func
         self.handle = handle
+        self._policy_functions = policy_functions
         self._shape = tvm_ffi.Shape
         self._clear = get("vm.builtin.kv_state_clear")
         self._add = get("vm.builtin.kv_state_add_sequence")
@@ -26,6 +35,7 @@ class KVState:
         self._popn = get("vm.builtin.kv_state_popn")
         self._begin = get("vm.builtin.kv_state_begin_forward")
         self._end = get("vm.builtin.kv_state_end_forward")
+        self._enable_sliding_window = get("vm.builtin.attention_kv_cache_enable_sliding_window_for_seq")
         self._available_pages = get("vm.builtin.attention_kv_cache_get_num_available_pages")
         self._total_length = get("vm.builtin.attention_kv_cache_get_total_sequence_length")
 
@@ -49,6 +59,13 @@ class KVState:
         """Drop the newest ``count`` entries of a sequence."""
         self._popn(self.handle, seq_id, count)
 
+    def enable_sliding_window(self, seq_id: int, window: int, sink: int = 0) -> None:
+        """Mark a sequence whose old entries may go. The caches of this project take it as "may be compressed".
+
+        ``window`` and ``sink`` are sizes in entries, which matter to MLC's own cache only.
+        """
+        self._enable_sliding_window(self.handle, seq_id, window, sink)
+
     def begin_forward(self, seq_ids: Sequence[int], append_lengths: Sequence[int]) -> None:
         """Plan a step that appends ``append_lengths[i]`` tokens to ``seq_ids[i]``."""
         self._begin(self.handle, self._shape(seq_ids), self._shape(append_lengths))
@@ -66,3 +83,31 @@ class KVState:
     def total_sequence_length(self) -> int:
         """Entries held, over all sequences."""
         return self._total_length(self.handle)
+
+    def configure(self, settings: str) -> None:
+        """Change run-time settings of the policy, ``Policy.cache_text()``; not between begin and end."""
+        self._policy_function("kv_cache_configure")(self.handle, settings)
+
+    def exact_from(self, seq_id: int) -> int:
+        """First position from which on every entry is still there: popn and fork must not cut below it.
+
+        0 for a sequence that was never compressed, and in a cache that compresses nothing.
+        """
+        function = self._policy_functions.get("kv_cache_exact_from")
+        return 0 if function is None else function(self.handle, seq_id)
+
+    def gates(self, seq_id: int) -> np.ndarray:
+        """What prefill decided: float32 ``[layers, num_segments, num_key_value_heads, 4]``.
+
+        Entropy in nats, budget in tokens, blocks kept, and 1 for a rigid head; NaN where nothing was observed.
+        """
+        return np.from_dlpack(self._policy_function("kv_cache_gates")(self.handle, seq_id)).copy()
+
+    def positions(self, seq_id: int, layer: int, head: int) -> np.ndarray:
+        """Original positions of the entries that a KV head holds: int32 ``[entries]``, ascending."""
+        return np.from_dlpack(self._policy_function("kv_cache_positions")(self.handle, seq_id, layer, head)).copy()
+
+    def _policy_function(self, name: str) -> Callable[..., Any]:
+        if name not in self._policy_functions:
+            raise UserError(f"the model library has no function {name}: compile it with this project's compile.py")
+        return self._policy_functions[name]

@@ -14,7 +14,7 @@ import numpy as np
 from runtime import tvm_runtime
 from runtime.artifact import LibraryMetadata, parse_library_metadata
 from runtime.errors import UserError
-from runtime.kv_state import KVState
+from runtime.kv_state import POLICY_FUNCTIONS, KVState
 
 _CPU = (1, 0)  # DLDeviceType kDLCPU, device 0
 _POOLED_ALLOCATOR = 2
@@ -58,7 +58,8 @@ class ModelLibrary:
     def create_kv_state(self, max_total_sequence_length: int) -> KVState:
         """A KV cache for one sequence (and its short-lived forks) of that many entries."""
         sizes = (1, max_total_sequence_length, self.metadata.prefill_chunk_size, _PAGE_SIZE, 0)
-        return KVState(self._function("create_tir_paged_kv_cache")(*(self._shape((size,)) for size in sizes)))
+        handle = self._function("create_tir_paged_kv_cache")(*(self._shape((size,)) for size in sizes))
+        return KVState(handle, {name: self._function(name) for name in POLICY_FUNCTIONS if self._has(name)})
 
     def embed(self, token_ids: np.ndarray, params: Any) -> Any:
         """Embeddings of int32 ``token_ids [n]``: a Tensor ``[n, hidden_size]`` of the model's dtype."""
@@ -94,8 +95,11 @@ class ModelLibrary:
         arguments = (first, sequence, token_ids, counts, penalties.reshape(1, 3))
         self._apply_penalty(self._rows(logits), *map(self._tensor, arguments))
 
+    def _has(self, name: str) -> bool:
+        return self._vm.implements_function(name, query_imports=True)
+
     def _function(self, name: str) -> Any:
-        if not self._vm.implements_function(name, query_imports=True):
+        if not self._has(name):
             raise UserError(f"{self.path} is no MLC model library: it has no function {name}")
         return self._vm.get_function(name, query_imports=True)
 

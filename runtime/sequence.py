@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from runtime.policy import Policy
+from runtime.prefill_steps import prefill_steps
+
 _SEQ_ID = 0
 Progress = Callable[[int, int], None]
 
 
 class CachedSequence:
-    """The single sequence of an engine. Its entries in the cache are those of ``token_ids``.
+    """The single sequence of an engine. The cache holds ``token_ids``, or what the policy keeps of them.
 
     Parameters
     ----------
@@ -29,42 +32,70 @@ class CachedSequence:
         self._library = library
         self._params = params
         self._chunk_size = library.metadata.prefill_chunk_size
+        self._context_window_size = context_window_size
+        compiled: Policy | None = library.metadata.policy
+        self._may_shrink = compiled is not None and compiled.decode != "full"
+        self._policy = compiled
         self._kv = library.create_kv_state(context_window_size)
-        self._kv.add_sequence(_SEQ_ID)
         self._interrupted = False
         self.token_ids: list[int] = []
+        self._open()
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy in force; None if the library has none."""
+        return self._policy
+
+    def set_policy(self, policy: Policy) -> None:
+        """Go on with this policy; it may differ from the library's in RUNTIME_FIELDS. What is cached stays."""
+        self._kv.configure(policy.cache_text())
+        self._policy = policy
+
+    @property
+    def num_held_entries(self) -> int:
+        """Entries that the cache holds of the sequence: fewer than ``token_ids`` after a compression."""
+        return self._kv.total_sequence_length
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kv.clear()
+        self._interrupted, self.token_ids = False, []
+        self._open()
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Cut the cache back to what it shares with ``prompt``; return the number of prompt tokens it holds.
 
-        At least one token of the prompt is left to compute, since its logits begin the answer.
+        At least one token of the prompt is left to compute, since its logits begin the answer. A compressed sequence
+        that would have to be cut where entries are gone is forgotten instead.
         """
         if self._interrupted:
-            self._kv.clear()
-            self._kv.add_sequence(_SEQ_ID)
-            self._interrupted, self.token_ids = False, []
+            self.clear()
         shared = min(_common_prefix(self.token_ids, prompt), len(prompt) - 1)
         if shared < len(self.token_ids):
+            if shared < self._kv.exact_from(_SEQ_ID):
+                self.clear()
+                return 0
             self._kv.popn(_SEQ_ID, len(self.token_ids) - shared)
             del self.token_ids[shared:]
         return shared
 
     def prefill(self, token_ids: Sequence[int], on_progress: Progress | None = None) -> Any:
-        """Append tokens, at most one prefill chunk a step; return the logits of the last one.
+        """Append tokens, in steps of at most one prefill chunk; return the logits of the last one.
 
-        ``on_progress(done, total)`` is called before the first and after each chunk. An exception that it raises
-        stops the prefill and leaves the finished chunks in the cache.
+        ``on_progress(done, total)`` is called before the first step and after each. An exception that it raises
+        stops the prefill and leaves the finished steps in the cache.
         """
         total = len(token_ids)
         ids = np.asarray(token_ids, np.int32)
-        logits = None
-        for start in range(0, total, self._chunk_size):
+        logits, done = None, 0
+        for length in prefill_steps(len(self.token_ids), total, self._chunk_size, self._policy):
             if on_progress is not None:
-                on_progress(start, total)
-            chunk = ids[start : start + self._chunk_size]
+                on_progress(done, total)
+            chunk = ids[done : done + length]
             with self._forward(chunk):
                 hidden = self._library.embed(chunk, self._params)
                 logits = self._library.prefill(hidden, self._kv, self._params)
+            done += length
         if on_progress is not None:
             on_progress(total, total)
         return logits
@@ -74,6 +105,11 @@ class CachedSequence:
         ids = np.array([token_id], np.int32)
         with self._forward(ids):
             return self._library.decode(self._library.embed(ids, self._params), self._kv, self._params)
+
+    def _open(self) -> None:
+        self._kv.add_sequence(_SEQ_ID)
+        if self._may_shrink:
+            self._kv.enable_sliding_window(_SEQ_ID, self._context_window_size)
 
     @contextmanager
     def _forward(self, new_ids: np.ndarray) -> Iterator[None]:

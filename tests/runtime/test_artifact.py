@@ -13,6 +13,7 @@ from runtime.artifact import (
     read_tensor_cache,
 )
 from runtime.errors import UserError
+from runtime.policy import make_policy
 
 
 def test_library_is_found_where_the_compiler_puts_it(tmp_path, monkeypatch):
@@ -71,9 +72,18 @@ def test_folder_without_weights(tmp_path):
         read_tensor_cache(tmp_path)
 
 
+def test_policy_of_a_library(tmp_path):
+    metadata = toy_metadata()
+    assert parse_library_metadata(json.dumps(metadata), tmp_path).policy == make_policy()
+    del metadata["policy"]
+    assert parse_library_metadata(json.dumps(metadata), tmp_path).policy is None
+
+
 def test_library_metadata(tmp_path):
     good = toy_metadata()
     assert parse_library_metadata(json.dumps(good), tmp_path).params[0].name == "table"
+    with pytest.raises(UserError, match="there is no policy setting sparsity"):
+        parse_library_metadata(json.dumps(good | {"policy": {"sparsity": 1}}), tmp_path)
     del good["prefill_chunk_size"]
     with pytest.raises(UserError, match="prefill_chunk_size"):
         parse_library_metadata(json.dumps(good), tmp_path)

@@ -13,8 +13,11 @@ from tvm import relax
 from tvm.script import tirx as T
 
 from runtime.native.build import build_kv_cache_object, link_options
+from runtime.policy import make_policy
 
 VOCAB, HIDDEN, CHUNK, CONTEXT = 300, 16, 8, 64
+# Steps are plain chunks, since a chunk is shorter than a segment, and no sequence grows to where it is compressed.
+POLICY = make_policy()
 PARAM_SHAPES = {"table": (VOCAB, HIDDEN), "weight": (VOCAB, HIDDEN), "drift": (VOCAB,)}
 
 
@@ -43,6 +46,7 @@ def toy_metadata() -> dict:
         "kv_cache": {"num_hidden_layers": 1, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1},
         "params": params,
         "weight_format": "f32_n32",
+        "policy": POLICY.to_dict(),
     }
 
 
@@ -119,7 +123,7 @@ def _module() -> tvm.IRModule:
     names = ["max_batch", "max_total_seq_len", "prefill_chunk", "page_size", "support_sliding_window"]
     sizes = [tvm.tirx.Var(name, "int64") for name in names]
     with bb.function("create_tir_paged_kv_cache", [relax.Var(f"{s.name}_", relax.ShapeType([s])) for s in sizes]):
-        texts = (tvm.ir.StringImm("float32"), tvm.ir.StringImm(""))  # dtype, policy
+        texts = (tvm.ir.StringImm("float32"), tvm.ir.StringImm(POLICY.cache_text()))  # dtype, policy
         arguments = (relax.ShapeExpr(sizes), relax.ShapeExpr([1, 2, 1, 8, 64]), *texts)
         bb.emit_func_output(bb.emit(relax.call_pure_packed("kv_cache_create", *arguments, ty_args=relax.AnyType())))
 
