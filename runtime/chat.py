@@ -15,15 +15,16 @@ import typer
 from runtime.console import PrefillProgress, print_error, speeds, user_errors
 from runtime.engine import Engine, Usage
 from runtime.errors import UserError
-from runtime.settings import apply_settings
+from runtime.policy import RUNTIME_FIELDS
+from runtime.settings import apply_settings, split_settings
 
 _HELP = """\
 Commands:
   /help             show this
-  /stats            speed of the last answer
+  /stats            speed of the last answer, and what the cache holds
   /reset            begin a new conversation
-  /set k=v;k=v      change sampling settings, e.g. /set temperature=0.5;top_p=0.8;max_tokens=100;stop=str1,str2
-                    (alone: show them)
+  /set k=v;k=v      change settings of sampling, e.g. /set temperature=0.5;top_p=0.8;max_tokens=100;stop=str1,str2
+                    and of the policy, e.g. /set base_budget=4096;capacity=2048 (alone: show them)
   /exit             leave
 A line that ends in \\ goes on in the next one. Ctrl-C stops an answer."""
 
@@ -50,18 +51,31 @@ class Chat:
             case "/help":
                 print(_HELP)
             case "/stats":
-                print("N/A" if self._last_usage is None else speeds(self._last_usage))
+                print("N/A" if self._last_usage is None else f"{speeds(self._last_usage)}, {self._cache()}")
             case "/reset":
                 self._messages = []
             case "/set":
-                self._sampling = apply_settings(self._sampling, argument)
-                if not argument.strip():
-                    print(";".join(f"{key}={value}" for key, value in self._sampling))
+                self._set(argument)
             case _ if re.fullmatch("/[a-z]+", command):
                 raise UserError(f"there is no command {command}: /help lists them")
             case _:
                 self._answer(line)
         return True
+
+    def _set(self, text: str) -> None:
+        if not text.strip():
+            policy = [] if self._engine.policy is None else self._engine.policy.to_dict().items()
+            shown = [*self._sampling, *((key, value) for key, value in policy if key in RUNTIME_FIELDS)]
+            print(";".join(f"{key}={value}" for key, value in shown))
+            return
+        sampling, policy = split_settings(text)
+        changed = apply_settings(self._sampling, sampling)
+        self._engine.set_policy(policy)
+        self._sampling = changed
+
+    def _cache(self) -> str:
+        num_tokens, num_entries = self._engine.cache_lengths
+        return f"cache: {num_entries} entries for {num_tokens} tokens"
 
     def _answer(self, text: str) -> None:
         messages = self._fit([*self._messages, {"role": "user", "content": text}])
@@ -134,10 +148,11 @@ def _read_message() -> str:
 def main(
     model_dir: Annotated[Path, typer.Argument(help="MLC model folder", metavar="DIR")],
     model_lib: Annotated[Path | None, typer.Option(help="Library; default: the one beside DIR in libs/.")] = None,
+    policy: Annotated[str, typer.Option(help='Policy settings: "base_budget=4096;capacity=2048".')] = "",
 ) -> None:
     """Chat with a model."""
     with user_errors():
-        chat = Chat(Engine(model_dir, model_lib))
+        chat = Chat(Engine(model_dir, model_lib, policy))
     print(_HELP)
     # Bytes that are no UTF-8 reach the engine, which refuses the message; in strict mode they would end the chat.
     sys.stdin.reconfigure(errors="surrogateescape")

@@ -12,6 +12,7 @@ from runtime.artifact import find_library, read_chat_config
 from runtime.errors import UserError
 from runtime.library import ModelLibrary
 from runtime.params import load_params
+from runtime.policy import Policy
 from runtime.sampling import Sampler, SamplingParams
 from runtime.sequence import CachedSequence, Progress
 from runtime.text_stream import StopStrings, StreamingDetokenizer
@@ -62,13 +63,15 @@ class Engine:
     The cache keeps the last prompt and answer. A prompt that begins with the same tokens computes only the rest.
     """
 
-    def __init__(self, model_dir: str | Path, model_lib: str | Path | None = None) -> None:
+    def __init__(self, model_dir: str | Path, model_lib: str | Path | None = None, policy: str = "") -> None:
         """Load a model folder and its library (by default the one found by MLC's folder convention).
+
+        ``policy`` is as for ``set_policy``.
 
         Raises
         ------
         UserError
-            Folder or library is missing or damaged, or they do not belong together.
+            Folder or library is missing or damaged, or they do not belong together, or the policy is not possible.
         """
         folder = Path(model_dir)
         config = read_chat_config(folder)
@@ -85,6 +88,40 @@ class Engine:
         self._active_vocab_size = config.active_vocab_size or library.metadata.active_vocab_size or config.vocab_size
         self._sequence = CachedSequence(library, params, self.context_window_size)
         self._answer_number = 0
+        self.set_policy(policy)
+
+    @property
+    def policy(self) -> Policy | None:
+        """What is done to attention and cache; None if the library has no policy."""
+        return self._sequence.policy
+
+    def set_policy(self, settings: str) -> None:
+        """Change settings of the policy, ``k=v;k=v`` with keys of ``runtime.policy.RUNTIME_FIELDS``.
+
+        They hold from the next step on. The cached beginning of a conversation stays as it was computed; where that
+        matters, ``clear_cache``.
+
+        Raises
+        ------
+        UserError
+            A key that is unknown or fixed by the compiled library, a value that is not allowed, or a library without
+            a policy.
+        """
+        if not settings.strip():
+            return
+        if self.policy is None:
+            raise UserError("the model library has no policy to change: compile it with this project's compile.py")
+        self._sequence.set_policy(self.policy.changed(settings, self.metadata.policy))
+
+    @property
+    def cache_lengths(self) -> tuple[int, int]:
+        """Tokens in the cache, and entries held of them (fewer after a compression)."""
+        return len(self._sequence.token_ids), self._sequence.num_held_entries
+
+    def clear_cache(self) -> None:
+        """Forget the last prompt and answer: the next prompt is computed from its beginning."""
+        self._answer_number += 1
+        self._sequence.clear()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a raw text, of a conversation (list of messages), or checked ids themselves.

@@ -29,11 +29,12 @@ def main(
     top_p: Annotated[float | None, typer.Option(help="Sum of probabilities to draw from.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     settings: Annotated[str, typer.Option("--set", help='More sampling settings: "k=v;k=v".')] = "",
+    policy: Annotated[str, typer.Option(help='Policy settings: "base_budget=4096;capacity=2048".')] = "",
 ) -> None:
     """Answer one prompt. The answer goes to stdout, progress and speed to stderr."""
     with user_errors():
         text = _prompt_text(prompt, prompt_file, question)
-        engine = Engine(model_dir, model_lib)
+        engine = Engine(model_dir, model_lib, policy)
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         sampling = engine.default_sampling.changed(**{k: v for k, v in options.items() if v is not None})
         sampling = apply_settings(sampling, settings)

@@ -1,10 +1,12 @@
-"""Sampling settings as text: the ``k=v;k=v`` of /set and --set, as mlc_llm chat takes it."""
+"""Settings as text, ``k=v;k=v`` as mlc_llm chat takes them: of sampling, and in a chat of the policy too."""
 
 from __future__ import annotations
 
 import json
 
 from runtime.errors import UserError
+from runtime.key_values import parse_key_values
+from runtime.policy import RUNTIME_FIELDS, Policy
 from runtime.sampling import SamplingParams
 
 
@@ -14,13 +16,21 @@ def apply_settings(params: SamplingParams, text: str) -> SamplingParams:
     Several stop strings are separated by commas; an empty value or "none" takes a setting back to its default;
     logit_bias is a JSON object of token ids.
     """
-    values = {}
-    for setting in filter(None, map(str.strip, text.split(";"))):
-        key, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals:
-            raise UserError(f"{setting} is no setting: write key=value, and ; between two of them")
-        values[key] = _value(key, value)
-    return params.changed(**values)
+    return params.changed(**{key: _value(key, value) for key, value in parse_key_values(text).items()})
+
+
+def split_settings(text: str) -> tuple[str, str]:
+    """The settings of sampling and those of the policy, each as ``k=v;k=v``; UserError names a key of neither."""
+    sampling, policy = [], []
+    for key, value in parse_key_values(text).items():
+        if key in SamplingParams.model_fields:
+            sampling.append(f"{key}={value}")
+        elif key in Policy.__dataclass_fields__:
+            policy.append(f"{key}={value}")
+        else:
+            names = ", ".join((*SamplingParams.model_fields, *RUNTIME_FIELDS))
+            raise UserError(f"there is no setting {key}: choose from {names}")
+    return ";".join(sampling), ";".join(policy)
 
 
 def _value(key: str, text: str) -> object:

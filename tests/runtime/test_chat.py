@@ -69,13 +69,31 @@ def test_set_changes_and_shows_settings(chat, capsys):
             chat.handle(f"/set {bad}")
 
 
-def test_stats_help_exit_and_unknown_commands(chat, capsys):
+def test_set_changes_the_policy_too(chat, engine, capsys):
+    policy = engine.policy
+    chat.handle("/set temperature=0.25;base_budget=4096;capacity=2048")
+    assert engine.policy == policy.changed("base_budget=4096;capacity=2048")
+    chat.handle("/set")
+    shown = capsys.readouterr().out
+    assert "temperature=0.25;" in shown and ";base_budget=4096;" in shown and ";capacity=2048;" in shown
+    assert "segment_size" not in shown  # cannot be set
+    for bad in ("temperature=0.75;capacity=1", "temperature=0.75;segment_size=64"):
+        with pytest.raises(UserError):
+            chat.handle(f"/set {bad}")
+    assert chat._sampling.temperature == 0.25  # nothing of a text with a mistake counts
+    engine.set_policy("base_budget=2048;capacity=1024")
+    assert engine.policy == policy
+
+
+def test_stats_help_exit_and_unknown_commands(chat, engine, capsys):
     chat.handle("/stats")
     assert capsys.readouterr().out == "N/A\n"
     chat.handle("fox")
     capsys.readouterr()
     chat.handle("/stats")
-    assert capsys.readouterr().out.startswith("prefill: ")
+    cached = len(engine._sequence.token_ids)
+    shown = capsys.readouterr().out
+    assert shown.startswith("prefill: ") and shown.endswith(f", cache: {cached} entries for {cached} tokens\n")
     chat.handle("/help")
     assert "/reset" in capsys.readouterr().out
     assert chat.handle("   ") and not chat.handle("/exit")

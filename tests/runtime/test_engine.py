@@ -8,12 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_library import CHUNK, CONTEXT, VOCAB, toy_logits, toy_weights
 
+from runtime import library
 from runtime.engine import Engine
 from runtime.errors import UserError
+from runtime.library import ModelLibrary
+from runtime.policy import make_policy
 from runtime.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0)
 WEIGHTS = toy_weights()
+HAS, PARSE = ModelLibrary._has, library.parse_library_metadata
 
 
 def greedy(prompt, max_tokens=CONTEXT, stop_ids=(0,)):
@@ -240,3 +244,46 @@ def test_folder_without_library(toy_copy):
     (toy_copy.parent / "libs").unlink()
     with pytest.raises(UserError, match="no model library at .*Toy-q0f32-cpu.so"):
         Engine(toy_copy)
+
+
+def test_policy_of_the_library_and_changes(toy_dist):
+    engine = Engine(toy_dist / "Toy-q0f32-MLC", policy="base_budget=4096")
+    assert engine.policy == make_policy(overrides="base_budget=4096")
+    configured = []
+    configure = engine._sequence._kv.configure
+    engine._sequence._kv.configure = lambda text: (configured.append(text), configure(text))
+    engine.set_policy("decode=full")
+    engine.set_policy("decode=snapkv;capacity=512")  # the library can compress, whatever it does now
+    assert engine.policy == make_policy(decode="snapkv", overrides="base_budget=4096;capacity=512")
+    assert configured[-1] == engine.policy.cache_text()
+    for mistake in ("capacity=1", "block_size=16", "budget=1"):
+        with pytest.raises(UserError, match=mistake.partition("=")[0]):
+            engine.set_policy(mistake)
+    assert len(configured) == 2 and engine.policy.capacity == 512
+    assert ids_of(run(engine, [5], GREEDY.changed(max_tokens=5))) == greedy([5], 5)
+
+
+def test_library_without_a_policy(toy_dist, monkeypatch):
+    monkeypatch.setattr(ModelLibrary, "_has", lambda self, name: not name.startswith("kv_cache_") and HAS(self, name))
+    monkeypatch.setattr(
+        library, "parse_library_metadata", lambda *args: PARSE(*args).model_copy(update={"policy": None})
+    )
+    engine = Engine(toy_dist / "Toy-q0f32-MLC")
+    assert engine.policy is None
+    with pytest.raises(UserError, match="the model library has no policy to change: compile it"):
+        engine.set_policy("capacity=512")
+    assert ids_of(run(engine, [5, 6, 7], GREEDY.changed(max_tokens=5))) == greedy([5, 6, 7], 5)
+    assert ids_of(run(engine, [5, 8], GREEDY.changed(max_tokens=5))) == greedy([5, 8], 5)
+
+
+def test_cleared_cache(engine, steps):
+    stream = engine.generate([5, 6, 7, 8], GREEDY)
+    next(stream)
+    assert engine.cache_lengths == (4, 4)
+    engine.clear_cache()
+    assert engine.cache_lengths == (0, 0)
+    with pytest.raises(RuntimeError, match="has begun another one"):
+        next(stream)
+    steps.clear()
+    assert ids_of(run(engine, [5, 6, 7, 8], GREEDY.changed(max_tokens=2))) == greedy([5, 6, 7, 8], 2)
+    assert steps == [4, 1]

@@ -59,6 +59,8 @@ def test_sampling_options(run):
         (["--prompt-file", "{tmp}/empty"], "the prompt file {tmp}/empty is empty: give it some text"),
         (["--prompt", "a", "--temperature", "-1"], "temperature=-1.0 is not allowed: Input should be greater than"),
         (["--prompt", "a", "--set", "x=1"], "there is no setting x: choose from"),
+        (["--prompt", "a", "--policy", "capacity=1"], "policy setting capacity=1 is not allowed: it must be above"),
+        (["--prompt", "a", "--policy", "window=64"], "window is fixed when a library is compiled"),
         (["--prompt", "a", "--model-lib", "{tmp}/none.so"], "no model library at {tmp}/none.so"),
         (["--prompt", "fox " * 60], "tokens, but the context holds 64 including the answer: shorten the prompt"),
     ],

@@ -2,7 +2,7 @@ import pytest
 
 from runtime.errors import UserError
 from runtime.sampling import SamplingParams
-from runtime.settings import apply_settings
+from runtime.settings import apply_settings, split_settings
 
 CHANGED = SamplingParams(temperature=0.2, stop=("x",), max_tokens=7)
 
@@ -39,3 +39,22 @@ def test_settings(text, expected):
 def test_bad_settings(text, message):
     with pytest.raises(UserError, match=message):
         apply_settings(CHANGED, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "sampling", "policy"),
+    [
+        ("", "", ""),
+        ("temperature=0.5; base_budget = 4096;stop=a=b", "temperature=0.5;stop=a=b", "base_budget=4096"),
+        ("capacity=2048;segment_size=64", "", "capacity=2048;segment_size=64"),
+    ],
+)
+def test_sampling_and_policy_in_one_text(text, sampling, policy):
+    assert split_settings(text) == (sampling, policy)
+
+
+def test_a_setting_of_neither():
+    with pytest.raises(UserError, match="there is no setting beams: choose from temperature, .*base_budget"):
+        split_settings("temperature=1;beams=4")
+    with pytest.raises(UserError, match="seed is no setting: write key=value"):
+        split_settings("seed")
