@@ -2,6 +2,7 @@
 
 python compile.py --model qwen --target llvm
 python compile.py --model model.gguf --weights model.gguf --quantization q0bf16
+python compile.py --model qwen --prefill critiprefill --decode snapkv --policy "base_budget=4096;capacity=2048"
 """
 
 import sys
@@ -13,6 +14,7 @@ import typer
 
 from runtime.artifact import library_file, model_dir
 from runtime.errors import UserError
+from runtime.policy import Policy, make_policy
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -26,12 +28,16 @@ def compile_model(
     weights: Annotated[str | None, typer.Option(help="Hugging Face folder, GGUF file or hub id to convert")] = None,
     mcpu: Annotated[str | None, typer.Option(help="CPU to compile for, as LLVM names it")] = None,
     overrides: Annotated[str, typer.Option(help="k=v;k=v: context_window_size, prefill_chunk_size, ...")] = "",
+    prefill: Annotated[str, typer.Option(help="attention of prompts: entropy, critiprefill or dense")] = "entropy",
+    decode: Annotated[str, typer.Option(help="cache: latent, snapkv, adakv, streaming or full")] = "latent",
+    policy: Annotated[str, typer.Option(help="k=v;k=v: base_budget, capacity, ... (runtime/policy.py)")] = "",
     debug_dump: Annotated[Path | None, typer.Option(help="folder for the module after each phase")] = None,
 ) -> None:
     """Compile a model library; with --weights, convert the weights that belong to it as well."""
     # Compiler imports take seconds: a mistake in the arguments of typer is reported before them.
     from passes.build_library import LibraryFacts, build_library, library_metadata
     from passes.cpu_target import parse_target
+    from relax_models.chat_config import update_policy
     from relax_models.convert_weights import check_weights
     from relax_models.hub import local_model
     from relax_models.model_folder import write_model_folder
@@ -42,10 +48,12 @@ def compile_model(
     from tir_kernels.weight_format import FORMATS, model_dtype, weight_format
 
     start = time.monotonic()
+    chosen_policy = make_policy(prefill, decode, policy)
     tvm_target = parse_target(target, mcpu)
     packing = weight_format(quantization)
     source = resolve_model(model)
     config = with_overrides(source.config, overrides)
+    _check_segments(chosen_policy, config.prefill_chunk_size, config.context_window_size)
     mod, params = export_model(config, model_dtype(quantization))
     facts = LibraryFacts(
         config.model_type,
@@ -54,6 +62,7 @@ def compile_model(
         config.context_window_size,
         config.prefill_chunk_size,
         config.max_batch_size,
+        chosen_policy,
     )
     metadata = library_metadata(mod, [name for name, _ in params], facts, packing, tvm_target)
     if weights is not None:
@@ -67,10 +76,23 @@ def compile_model(
         f"memory   KV cache {metadata['kv_bytes_per_token']:,} bytes a token, temporary"
         f" {metadata['temporary_bytes']:,} bytes (prefill_chunk_size {config.prefill_chunk_size})"
     )
-    if weights is not None:
-        folder = model_dir(output, source.name, quantization)
-        write_model_folder(weights, config, quantization, metadata["params"], FORMATS, packing.name, folder)
+    print(f"policy   {prefill} prefill, {decode} decode")
+    folder = model_dir(output, source.name, quantization)
+    if weights is None:
+        update_policy(folder, chosen_policy)
+    else:
+        params = metadata["params"]
+        write_model_folder(weights, config, quantization, chosen_policy, params, FORMATS, packing.name, folder)
         print(f"weights  {folder}, {time.monotonic() - start:.0f} s in all")
+
+
+def _check_segments(policy: Policy, prefill_chunk_size: int, context_window_size: int) -> None:
+    # A context that fits one chunk is allowed: it may be shorter than a segment, and then has none to observe.
+    if policy.prefill != "dense" and prefill_chunk_size < min(policy.segment_size, context_window_size):
+        raise UserError(
+            f"prefill_chunk_size {prefill_chunk_size} is below segment_size {policy.segment_size}, so that no segment"
+            " could be observed: raise it with --overrides, or choose --prefill dense"
+        )
 
 
 def main() -> None:

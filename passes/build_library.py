@@ -10,6 +10,7 @@ from tvm.ir.transform import PassContext
 from tvm.target import Target
 
 from runtime.native.build import build_kv_cache_object, cross_compiler
+from runtime.policy import Policy
 from tir_kernels.weight_format import WeightFormat
 
 from .attention_spec import attention_spec
@@ -27,6 +28,7 @@ class LibraryFacts:
     context_window_size: int
     prefill_chunk_size: int
     max_batch_size: int
+    policy: Policy
 
 
 def library_metadata(
@@ -35,7 +37,7 @@ def library_metadata(
     """The metadata of the library that :func:`build_library` will make of an MLC-style module.
 
     It has the keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc) and ours: how each parameter is stored, for
-    what CPU, and the cache's bytes a token. ``param_names`` are in the order of ``packed_params``.
+    what CPU, the policy of attention and cache, and the cache's bytes a token. ``param_names`` are in the order of ``packed_params``.
     """
     spec = attention_spec(mod)
     return {
@@ -65,6 +67,7 @@ def library_metadata(
         "weight_format": weight_format.name,
         "target": str(target),
         "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "policy": facts.policy.to_dict(),
     }
 
 

@@ -1,13 +1,16 @@
 """mlc-chat-config.json: what MLC's engine and this project's runtime read beside the weights."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from relax_models.config import ModelConfig
 from relax_models.conv_template import conversation_template
 from relax_models.tokenizer_files import FILES, TokenizerFacts
+from runtime.artifact import CHAT_CONFIG_FILE, read_json
 from runtime.errors import UserError
+from runtime.policy import Policy
 
 # MLC_CHAT_CONFIG_VERSION and MLC_CHAT_SYSTEM_DEFAULT of mlc_llm/protocol/mlc_chat_config.py.
 _VERSION = "0.1.0"
@@ -26,8 +29,9 @@ def chat_config(
     weight_format: str,
     tokenizer: TokenizerFacts,
     generation: dict[str, Any],
+    policy: Policy,
 ) -> dict[str, Any]:
-    """The content of mlc-chat-config.json: MLC's fields, and "weight_format".
+    """The content of mlc-chat-config.json: MLC's fields, and "weight_format" and "policy".
 
     `generation` is the content of the model's generation_config.json ({} if there is none): sampling defaults and the
     ids of special tokens, where it has them.
@@ -38,10 +42,9 @@ def chat_config(
             ids[f"{role}_token_id"] = tokenizer.token_id(role)
     eos = ids["eos_token_id"]
     model_config = config.to_mlc_dict()
-    # The model's own sliding_window bounds the context instead; the cache keeps everything.
     sizes = {
         "context_window_size": config.context_window_size,
-        "sliding_window_size": -1,
+        "sliding_window_size": _sliding_window_size(policy, config.context_window_size),
         "prefill_chunk_size": config.prefill_chunk_size,
         "attention_sink_size": -1,
         "tensor_parallel_shards": 1,
@@ -69,7 +72,18 @@ def chat_config(
         **ids,
         "model_task": "chat",
         "embedding_metadata": None,
+        "policy": policy.to_dict(),
     }
+
+
+def _sliding_window_size(policy: Policy, context_window_size: int) -> int:
+    """What MLC's engine is told so that a cache may compress itself.
+
+    With a window its prefix cache neither forks nor rolls back a sequence, and marks each for the cache (mlc-llm
+    cpp/serve/prefix_cache.cc, EnableSlidingWindowForSeq). A window as long as the context never slides. The model's own
+    sliding_window bounds the context instead.
+    """
+    return -1 if policy.decode == "full" else context_window_size
 
 
 def _sampling(generation: dict[str, Any], name: str, default: float) -> float:
@@ -92,6 +106,22 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def write_chat_config(folder: Path, content: dict[str, Any]) -> None:
-    """Writes mlc-chat-config.json into `folder`."""
+    """Writes mlc-chat-config.json into `folder`, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    (folder / "mlc-chat-config.json").write_text(text + "\n", encoding="utf-8")
+    unfinished = folder / f".{CHAT_CONFIG_FILE}"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / CHAT_CONFIG_FILE)
+
+
+def update_policy(folder: Path, policy: Policy) -> None:
+    """Tells an existing model folder of the policy of a library that was compiled for it again.
+
+    Does nothing if there is no such folder yet. UserError if its mlc-chat-config.json is damaged.
+    """
+    path = folder / CHAT_CONFIG_FILE
+    if not path.is_file():
+        return
+    content = read_json(path, "make the model folder again with compile.py --weights")
+    window = {"sliding_window_size": _sliding_window_size(policy, content["context_window_size"])}
+    content |= window | {"model_config": content["model_config"] | window, "policy": policy.to_dict()}
+    write_chat_config(folder, content)

@@ -10,12 +10,14 @@ from relax_models.config import ModelConfig
 from relax_models.convert_weights import WeightFormat, check_weights, total_bytes, write_tensor_cache
 from relax_models.tokenizer_files import FILES, write_tokenizer
 from relax_models.weight_source import GGUFSource, open_weight_source
+from runtime.policy import Policy
 
 
 def write_model_folder(
     weights: Path | str,
     config: ModelConfig,
     quantization: str,
+    policy: Policy,
     params: Sequence[Mapping[str, Any]],
     formats: Mapping[str, WeightFormat],
     weight_format_name: str,
@@ -27,7 +29,7 @@ def write_model_folder(
     It gets params_shard_*.bin, tensor-cache.json, tokenizer.json, tokenizer_config.json and mlc-chat-config.json. An
     older model folder there is replaced.
 
-    Parameters are those of `convert_weights`. Raises UserError with nothing left behind; other exceptions
+    `policy` is the library's; the other parameters are those of `convert_weights`. Raises UserError with nothing left behind; other exceptions
     (KeyboardInterrupt) leave nothing behind either.
     """
     source = open_weight_source(weights)
@@ -36,7 +38,7 @@ def write_model_folder(
     with atomic_folder(output_dir, total_bytes(params) + _tokenizer_bytes(source.path)) as folder:
         tokenizer = write_tokenizer(source.file if is_gguf else source.path, folder)
         generation = {} if is_gguf else read_generation_config(source.path)
-        write_chat_config(folder, chat_config(config, quantization, weight_format_name, tokenizer, generation))
+        write_chat_config(folder, chat_config(config, quantization, weight_format_name, tokenizer, generation, policy))
         write_tensor_cache(source, params, config, formats, weight_format_name, folder, progress)
 
 

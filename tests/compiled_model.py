@@ -16,6 +16,7 @@ from relax_models.registry import export_model
 from runtime.artifact import ChatConfig
 from runtime.library import ModelLibrary
 from runtime.params import load_params
+from runtime.policy import Policy, make_policy
 from runtime.sequence import CachedSequence
 from tir_kernels.weight_format import FORMATS, model_dtype, weight_format
 
@@ -33,6 +34,9 @@ def _copy_native_object(output: Path, target_triple: str | None = None) -> Path:
 
 # The C++ object is the same in every library: compiling it once saves 4 seconds a model.
 passes.build_library.build_kv_cache_object = _copy_native_object
+
+
+DENSE = make_policy("dense", "full")
 
 
 class ArrayWeights:
@@ -76,7 +80,14 @@ class CompiledModel:
         return np.from_dlpack(self._sequence.decode(token_id)).reshape(-1).copy()
 
 
-def build(config: ModelConfig, quantization: str, path: Path, target: str = "llvm", debug_dump: Path | None = None):
+def build(
+    config: ModelConfig,
+    quantization: str,
+    path: Path,
+    target: str = "llvm",
+    debug_dump: Path | None = None,
+    policy: Policy = DENSE,
+) -> dict:
     """Compile ``config`` to the library ``path``; returns its metadata."""
     packing = weight_format(quantization)
     mod, params = export_model(config, model_dtype(quantization))
@@ -87,6 +98,7 @@ def build(config: ModelConfig, quantization: str, path: Path, target: str = "llv
         config.context_window_size,
         config.prefill_chunk_size,
         config.max_batch_size,
+        policy,
     )
     tvm_target = parse_target(target)
     metadata = library_metadata(mod, [name for name, _ in params], facts, packing, tvm_target)
@@ -95,11 +107,16 @@ def build(config: ModelConfig, quantization: str, path: Path, target: str = "llv
 
 
 def compile_model(
-    config: ModelConfig, weights: dict[str, np.ndarray], quantization: str, folder: Path, target: str = "llvm"
+    config: ModelConfig,
+    weights: dict[str, np.ndarray],
+    quantization: str,
+    folder: Path,
+    target: str = "llvm",
+    policy: Policy = DENSE,
 ) -> CompiledModel:
     """Compile ``config``, convert ``weights`` (float32 by Hugging Face names) and load both from ``folder``."""
     path = folder / "model.so"
-    metadata = build(config, quantization, path, target)
+    metadata = build(config, quantization, path, target, policy=policy)
     packing = weight_format(quantization)
     shards = folder / "weights"
     convert_weights(ArrayWeights(weights), metadata["params"], config, FORMATS, packing.name, shards, progress=False)

@@ -11,6 +11,7 @@ import torch
 
 import compile as compile_command
 from runtime.engine import Engine
+from runtime.policy import Policy, make_policy
 from runtime.sampling import SamplingParams
 
 sys.path += [str(Path(__file__).parent / name) for name in ("relax_models", "runtime")]
@@ -49,7 +50,9 @@ def test_an_artifact_answers_like_the_model(hf_folder, tmp_path, monkeypatch, ca
     bytes_per_token = 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim * 4
     assert f"KV cache {bytes_per_token:,} bytes a token" in capsys.readouterr().out
 
+    assert policy_in(folder) == make_policy()
     engine = Engine(folder)
+    assert engine.policy == make_policy()
     ids = np.random.default_rng(0).integers(0, VOCAB, 30).tolist()
     answer = [output.token_id for output in engine.generate(ids, SamplingParams(temperature=0, max_tokens=8))]
     model = hf_model(CONFIG, seed=5)
@@ -58,6 +61,27 @@ def test_an_artifact_answers_like_the_model(hf_folder, tmp_path, monkeypatch, ca
         for _ in answer:
             expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
     assert answer == expected[30:]
+
+
+def policy_in(folder: Path) -> Policy:
+    return Policy.from_dict(json.loads((folder / "mlc-chat-config.json").read_text())["policy"])
+
+
+def test_a_policy_by_name_also_in_the_folder_that_was_there(hf_folder, tmp_path, monkeypatch, capsys):
+    built = []
+
+    def build_library(_mod, metadata, *_):
+        metadata["temporary_bytes"] = 0
+        built.append(Policy.from_dict(metadata["policy"]))
+
+    monkeypatch.setattr("passes.build_library.build_library", build_library)
+    arguments = ("--model", hf_folder, "-o", tmp_path)
+    run(monkeypatch, *arguments, "--weights", hf_folder, "--prefill", "dense", "--decode", "full")
+    run(monkeypatch, *arguments, "--prefill", "critiprefill", "--decode", "snapkv", "--policy", "capacity=2048")
+    policy = make_policy("critiprefill", "snapkv", "capacity=2048")
+    assert built == [make_policy("dense", "full"), policy]
+    assert policy_in(tmp_path / "Tiny-Qwen-q4bf16_1-MLC") == policy
+    assert "policy   critiprefill prefill, snapkv decode" in capsys.readouterr().out
 
 
 def test_debug_dump_has_the_module_after_each_phase(hf_folder, tmp_path, monkeypatch):
@@ -117,6 +141,12 @@ def bad_inputs(hf_folder, tmp_path, smollm2_gguf) -> dict[str, str]:
         (["--model", "{empty}"], ["config.json"]),
         (["--model", "{hf}", "--overrides", "no_such=1"], ["no_such", "context_window_size"]),
         (["--model", "{hf}", "--overrides", "context_window_size=many"], ["context_window_size", "many"]),
+        (["--model", "{hf}", "--prefill", "sparse"], ["prefill=sparse", "critiprefill"]),
+        (["--model", "{hf}", "--decode", "h2o"], ["decode=h2o", "snapkv"]),
+        (["--model", "{hf}", "--policy", "budget=1"], ["budget", "base_budget"]),
+        (["--model", "{hf}", "--policy", "capacity=10"], ["capacity=10", "64"]),
+        (["--model", "{hf}", "--policy", "decode=full"], ["decode=full", "--decode"]),
+        (["--model", "{hf}", "--overrides", "prefill_chunk_size=64"], ["64", "segment_size 512", "--prefill dense"]),
         (["--model", "smollm2-135m", "--weights", "{hf}"], ["Tiny-Qwen"]),
         (["--model", "{hf}", "--weights", "no/such/weights"], ["no/such/weights"]),
     ],

@@ -5,10 +5,11 @@ import json
 import pytest
 from reference import tiny
 
-from relax_models.chat_config import chat_config, read_generation_config, write_chat_config
+from relax_models.chat_config import chat_config, read_generation_config, update_policy, write_chat_config
 from relax_models.tokenizer_files import TokenizerFacts
 from runtime.artifact import read_chat_config
 from runtime.errors import UserError
+from runtime.policy import make_policy
 
 CONFIG = tiny("qwen2", sliding_window=256)
 INFO = {"token_postproc_method": "byte_level", "prepend_space_in_encode": False, "strip_space_in_decode": False}
@@ -20,13 +21,16 @@ presence_penalty frequency_penalty repetition_penalty top_p tokenizer_files toke
 bos_token_id eos_token_id model_task embedding_metadata""".split()
 
 
-def make(generation=None, facts=FACTS):
-    return chat_config(CONFIG, "q4bf16_1", "q4_n32g32", facts, generation or {})
+DENSE = make_policy("dense", "full")
+
+
+def make(generation=None, facts=FACTS, policy=DENSE):
+    return chat_config(CONFIG, "q4bf16_1", "q4_n32g32", facts, generation or {}, policy)
 
 
 def test_fields_and_defaults():
     content = make()
-    assert set(content) == {*MLC_FIELDS, "weight_format"}
+    assert set(content) == {*MLC_FIELDS, "weight_format", "policy"}
     assert content["weight_format"] == "q4_n32g32" and content["quantization"] == "q4bf16_1"
     assert content["model_type"] == "qwen2" and content["vocab_size"] == 97 and content["active_vocab_size"] == 90
     assert content["context_window_size"] == 256 and content["prefill_chunk_size"] == 256
@@ -41,6 +45,27 @@ def test_fields_and_defaults():
     assert [content[f"{role}_token_id"] for role in ("pad", "bos", "eos")] == [8, None, 7]
     assert content["conv_template"]["stop_token_ids"] == [7]
     assert content["tokenizer_info"] == INFO
+
+
+def test_a_cache_that_compresses_is_a_window_over_the_whole_context():
+    policy = make_policy("critiprefill", "snapkv")
+    content = make(policy=policy)
+    assert content["policy"] == policy.to_dict()
+    assert content["context_window_size"] == content["sliding_window_size"] == 256
+    assert content["model_config"]["sliding_window_size"] == 256 and content["attention_sink_size"] == -1
+
+
+def test_an_existing_folder_learns_the_policy_of_a_new_library(tmp_path):
+    compressing = make_policy()
+    update_policy(tmp_path / "none", compressing)
+    update_policy(tmp_path, compressing)
+    assert not list(tmp_path.iterdir())
+    write_chat_config(tmp_path, make({"temperature": 0.7}))
+    for policy in (compressing, DENSE):
+        update_policy(tmp_path, policy)
+        assert [path.name for path in tmp_path.iterdir()] == ["mlc-chat-config.json"]
+        content = json.loads((tmp_path / "mlc-chat-config.json").read_text())
+        assert content == json.loads(json.dumps(make({"temperature": 0.7}, policy=policy)))
 
 
 def test_generation_config_comes_first():

@@ -20,6 +20,7 @@ from relax_models.tokenizer_files import write_tokenizer
 from relax_models.weight_source import GGUFSource, open_weight_source
 from runtime.artifact import read_chat_config, read_tensor_cache
 from runtime.errors import UserError
+from runtime.policy import make_policy
 from runtime.tokenizer import Tokenizer
 from tir_kernels.weight_format import FORMATS, weight_format
 
@@ -29,7 +30,8 @@ CONFIG = tiny("qwen2", num_hidden_layers=1, vocab_size=49152)
 def write(source, config, output, quantization):
     params = library_params(open_weight_source(source), config, quantization)
     format_name = weight_format(quantization).name
-    write_model_folder(source, config, quantization, params, FORMATS, format_name, output, progress=False)
+    policy = make_policy()
+    write_model_folder(source, config, quantization, policy, params, FORMATS, format_name, output, progress=False)
     return params
 
 
@@ -104,7 +106,7 @@ def test_an_interrupted_step_leaves_nothing(hf_folder, tmp_path, monkeypatch, st
 
 def test_faults_leave_nothing(hf_folder, tmp_path):
     params = library_params(open_weight_source(hf_folder), CONFIG, "q0f32")
-    args = ("q0f32", params, FORMATS, "f32_n32", tmp_path / "m", False)
+    args = ("q0f32", make_policy(), params, FORMATS, "f32_n32", tmp_path / "m", False)
     with pytest.raises(UserError, match="does not exist"):
         write_model_folder(tmp_path / "nowhere", CONFIG, *args)
     broken = tmp_path / "broken"
@@ -114,7 +116,7 @@ def test_faults_leave_nothing(hf_folder, tmp_path):
         write_model_folder(broken, CONFIG, *args)
     with pytest.raises(UserError, match="tensors that the model does not use, such as lm_head.weight"):
         tied = [param for param in params if param["name"] != "lm_head.weight"]
-        write_model_folder(hf_folder, CONFIG, "q0f32", tied, *args[2:])
+        write_model_folder(hf_folder, CONFIG, *args[:2], tied, *args[3:])
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
