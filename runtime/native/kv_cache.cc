@@ -29,6 +29,14 @@ ffi::Array<Tensor> LayerGate(ffi::ObjectRef cache, int64_t layer) {
 
 Tensor Gates(ffi::ObjectRef cache, int64_t sequence) { return LiveCaches::Get().Find(cache).Gates(sequence); }
 
+ffi::Array<Tensor> Window(ffi::ObjectRef cache, int64_t layer) { return LiveCaches::Get().Find(cache).Window(layer); }
+
+Tensor Positions(ffi::ObjectRef cache, int64_t id, int64_t layer, int64_t head) {
+  return LiveCaches::Get().Find(cache).Positions(id, layer, head);
+}
+
+int64_t ExactFrom(ffi::ObjectRef cache, int64_t id) { return LiveCaches::Get().Find(cache).ExactFrom(id); }
+
 }  // namespace
 }  // namespace entropy_mlc
 
@@ -40,3 +48,6 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_layer, entropy_mlc::Layer);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_gate, entropy_mlc::Gate);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_layer_gate, entropy_mlc::LayerGate);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_gates, entropy_mlc::Gates);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_window, entropy_mlc::Window);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_positions, entropy_mlc::Positions);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_exact_from, entropy_mlc::ExactFrom);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "capacity.h"
+#include "compression_schedule.h"
 #include "entry_layout.h"
 #include "gate_step.h"
 #include "page_pool.h"
@@ -24,12 +25,19 @@ class KVCache {
         store_(config, policy, NumPages(config)),
         pages_(static_cast<int32_t>(NumPages(config))),
         layout_(config, &store_, &pages_),
+        window_(config, policy),
+        compressor_(config, &store_, &pages_, &layout_, &window_),
+        schedule_(&pages_, &layout_, &compressor_),
         gate_(config, policy),
         layers_(config.num_layers) {}
+
+  KVCache(const KVCache&) = delete;
+  KVCache& operator=(const KVCache&) = delete;
 
   void Clear() {
     sequences_.Clear();
     pages_.Clear();
+    window_.Clear();
     step_is_open_ = false;
   }
 
@@ -41,12 +49,16 @@ class KVCache {
 
   void AddSequence(int64_t id) {
     sequences_.RequireAbsent(id);
-    sequences_.Add(id, Sequence());
+    Sequence sequence;
+    window_.Open(&sequence);
+    sequences_.Add(id, std::move(sequence));
   }
 
   void RemoveSequence(int64_t id) {
     RequireNoOpenStep("RemoveSequence");
-    layout_.Release(&sequences_.Find(id));
+    Sequence& sequence = sequences_.Find(id);
+    layout_.Release(&sequence);
+    window_.Close(sequence);
     sequences_.Remove(id);
   }
 
@@ -68,6 +80,8 @@ class KVCache {
     RequireExact(parent, parent_id, length);
     Sequence child;
     layout_.Share(parent, length, &child);
+    window_.Open(&child);
+    window_.Fork(parent, &child);
     child.gate = parent.gate;
     child.gate.Truncate(child.length, policy_.segment_size);
     sequences_.Add(child_id, std::move(child));
@@ -88,11 +102,9 @@ class KVCache {
   void BeginForward(const ffi::Shape& ids, const ffi::Shape& append_lengths, const ffi::Optional<ffi::Shape>& tree) {
     RequireNoOpenStep("BeginForward");
     std::vector<BatchEntry> batch = CheckStep(ids, append_lengths, tree, config_, &sequences_);
-    int64_t tokens = 0, new_pages = 0;
-    for (const BatchEntry& entry : batch) {
-      tokens += entry.new_tokens;
-      new_pages += layout_.NewPages(*entry.sequence, entry.new_tokens);
-    }
+    schedule_.BeforeStep(policy_, batch, tree.has_value(), &sequences_);
+    int64_t tokens = 0, new_pages = schedule_.NewPages(batch);
+    for (const BatchEntry& entry : batch) tokens += entry.new_tokens;
     if (new_pages > pages_.num_free()) {
       TVM_FFI_THROW(RuntimeError) << "The KV cache is full: " << pages_.num_used() << " of " << pages_.num_pages()
                                   << " pages of " << config_.page << " entries are in use and this step of " << tokens
@@ -105,6 +117,7 @@ class KVCache {
     plan_.Fill(batch, config_);
     for (ffi::Array<Tensor>& layer : layers_) layer = ffi::Array<Tensor>();
     gate_.Begin();
+    window_.Begin();
     batch_ = std::move(batch);
     step_is_tree_ = tree.has_value();
     step_is_open_ = true;
@@ -114,6 +127,9 @@ class KVCache {
     RequireOpenStep("EndForward");
     gate_.End(batch_);
     step_is_open_ = false;
+    schedule_.AfterStep(policy_, &sequences_, [this] {
+      return GetNumAvailablePages() * config_.engine_page >= config_.prefill_chunk;
+    });
   }
 
   // The engine's verdict on the last token trees, all of them chains: tokens 0 .. leaf are accepted (-1: none), the
@@ -196,6 +212,31 @@ class KVCache {
     return gate_.Layer(layer, policy_, store_);
   }
 
+  // (query_slots, observed) of a layer in the open step: where rope_append stores the newest queries.
+  const ffi::Array<Tensor>& Window(int64_t layer) {
+    RequireOpenStep("kv_cache_window");
+    RequireLayer(layer);
+    if (!policy_.can_compress) Unsupported("a query window: it was compiled for a full decode");
+    return window_.Tables(layer, batch_);
+  }
+
+  // The tokens whose entries a KV head of a layer holds, int32 [entries].
+  Tensor Positions(int64_t id, int64_t layer, int64_t head) const {
+    const Sequence& sequence = sequences_.Find(id);
+    RequireLayer(layer);
+    if (head < 0 || head >= config_.num_key_value_heads) {
+      TVM_FFI_THROW(ValueError) << "The KV cache has " << config_.num_key_value_heads << " KV heads and no head "
+                                << head << ".";
+    }
+    StepTable positions;
+    int64_t entries = sequence.entries(layer, head);
+    positions.Reserve(entries);
+    for (int64_t i = 0; i < entries; ++i) positions.data()[i] = sequence.position(layer, head, i);
+    return positions.Publish({entries});
+  }
+
+  int64_t ExactFrom(int64_t id) const { return sequences_.Find(id).exact_from; }
+
   // What the prefill observed of a sequence, float32 [num_layers, segments, G, 4], NaN where nothing.
   Tensor Gates(int64_t id) const {
     const Sequence& sequence = sequences_.Find(id);
@@ -252,12 +293,14 @@ class KVCache {
   // The caller has checked that there are pages enough.
   void Append(Sequence& sequence, int64_t tokens, bool as_tree) {
     layout_.Append(tokens, &sequence);
+    window_.Append(tokens, &sequence);
     if (as_tree) sequence.uncommitted += tokens;
   }
 
   void Truncate(Sequence& sequence, int64_t length) {
     sequence.uncommitted = std::max<int64_t>(0, sequence.uncommitted - (sequence.length - length));
     sequence.gate.Truncate(length, policy_.segment_size);
+    window_.Truncate(sequence.length - length, &sequence);
     layout_.Truncate(length, &sequence);
   }
 
@@ -266,6 +309,9 @@ class KVCache {
   PageStore store_;
   PagePool pages_;
   EntryLayout layout_;
+  QueryWindow window_;
+  Compressor compressor_;
+  CompressionSchedule schedule_;
   SequenceTable sequences_;
   StepPlan plan_;
   GateStep gate_;

@@ -43,6 +43,8 @@ struct Policy {
   bool can_compress = false;
 
   bool gates() const { return prefill != "dense"; }
+  // Newest entries that compression never drops: the window's own, and enough for an engine's short pops.
+  int64_t tail() const { return std::max<int64_t>(window, 64); }
 
   // text: "key=value;key=value". Keys that are missing keep their defaults.
   static Policy Parse(const ffi::String& text) {
@@ -134,6 +136,8 @@ struct Policy {
             "entropy_threshold, delta_t and alpha must not be negative");
     Require(keep_first >= 0 && keep_recent >= 0, "keep_first and keep_recent must not be negative");
     Require(window > 0 && capacity > 0, "window and capacity must be positive");
+    Require(decode == "full" || capacity > tail() + (decode == "streaming" ? sinks : 0),
+            "capacity must exceed the newest max(window, 64) entries, which always stay, and streaming's sinks");
     Require(decode_gap >= -1, "decode_gap must be at least -1");
     Require(pooling_kernel > 0 && pooling_kernel % 2 == 1, "pooling_kernel must be odd and positive");
     Require(adaptive_alpha >= 0 && adaptive_alpha <= 1, "adaptive_alpha must be between 0 and 1");

@@ -32,6 +32,8 @@ class SequenceTable {
   void Clear() { sequences_.clear(); }
 
   bool empty() const { return sequences_.empty(); }
+  auto begin() { return sequences_.begin(); }
+  auto end() { return sequences_.end(); }
   auto begin() const { return sequences_.begin(); }
   auto end() const { return sequences_.end(); }
 
