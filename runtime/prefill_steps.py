@@ -33,12 +33,17 @@ def prefill_steps(start: int, count: int, chunk_size: int, policy: Policy | None
 
 
 def _steps(start: int, end: int, chunk_size: int, unit: int) -> list[int]:
-    """Steps as long as the chunk allows that stop at multiples of ``unit``, but for the last."""
+    """Steps as long as the chunk allows that stop at multiples of ``unit``, but for the last.
+
+    The last is longer than one token where that is possible: the cache takes a step of one for a generated token.
+    """
     lengths = []
     while start < end:
         stop = min(start + chunk_size, end)
         if stop < end:
             stop -= stop % unit
+            if end - stop == 1 and chunk_size > unit and stop - unit > start + 1:
+                stop -= unit
         lengths.append(stop - start)
         start = stop
     return lengths

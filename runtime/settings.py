@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 from runtime.errors import UserError
 from runtime.key_values import parse_key_values
 from runtime.policy import RUNTIME_FIELDS, Policy
 from runtime.sampling import SamplingParams
+
+_POLICY_FIELDS = {field.name for field in fields(Policy)}
 
 
 def apply_settings(params: SamplingParams, text: str) -> SamplingParams:
@@ -25,7 +28,7 @@ def split_settings(text: str) -> tuple[str, str]:
     for key, value in parse_key_values(text).items():
         if key in SamplingParams.model_fields:
             sampling.append(f"{key}={value}")
-        elif key in Policy.__dataclass_fields__:
+        elif key in _POLICY_FIELDS:
             policy.append(f"{key}={value}")
         else:
             names = ", ".join((*SamplingParams.model_fields, *RUNTIME_FIELDS))

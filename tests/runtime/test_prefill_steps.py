@@ -26,6 +26,8 @@ def test_what_is_gated_does_not_depend_on_the_chunk(start, count, size, more, th
     policy = make_policy(overrides=f"segment_size={size};threshold_len={threshold_len}")
     chunk_size, end = size + more, start + count
     steps = prefill_steps(start, count, chunk_size, policy)
+    # A step of one token looks like decoding to the cache.
+    assert chunk_size == size or count <= size + 2 or 1 not in steps
     assert sum(steps) == count and 0 < min(steps) and max(steps) <= chunk_size
     ends = list(accumulate(steps, initial=start))[1:-1]
     aligned = [position % size == 0 for position in ends]
@@ -40,6 +42,8 @@ def test_what_is_gated_does_not_depend_on_the_chunk(start, count, size, more, th
 @given(tokens, tokens, segment_sizes, st.integers(1, 500))
 def test_plain_chunks(start, count, size, chunk_size):
     plain = [min(chunk_size, count - done) for done in range(0, count, chunk_size)]
+    if len(plain) > 1 and plain[-1] == 1 and chunk_size > 2:
+        plain[-2:] = [chunk_size - 1, 2]
     assert prefill_steps(start, count, chunk_size, None) == plain
     assert prefill_steps(start, count, chunk_size, make_policy("dense", overrides=f"segment_size={size}")) == plain
     if chunk_size < size:
@@ -54,3 +58,4 @@ def test_no_step_more_than_the_cut_needs():
     assert prefill_steps(100, 4900, 2048, policy) == [1948, 2048, 904]
     assert prefill_steps(4700, 420, 2048, policy) == [420]  # begins inside the last segment
     assert prefill_steps(0, 600, 600, policy) == [600]
+    assert prefill_steps(0, 4097, 2048, policy) == [2048, 1536, 513]
