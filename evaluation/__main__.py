@@ -11,22 +11,19 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from evaluation.generators import Generator
+from evaluation.generators import KINDS, Generator
 from evaluation.haystack import read_text
-from evaluation.measure import check_metric
-from evaluation.policies import DENSE, EvaluatedPolicy, PolicyArgument, default_policies, with_settings
-from evaluation.prompts import prompt_ids
+from evaluation.policies import DENSE
+from evaluation.prepare import load_policies, make_jobs, open_sessions, room_of
 from evaluation.report import write_report
-from evaluation.rows import Row, in_turns, read_tasks
+from evaluation.rows import Row, read_tasks
 from evaluation.runner import Job, Runner, RunOptions
 from evaluation.session import Session
 from evaluation.store import ResultStore, RunSettings
 from evaluation.summary import summarize
-from runtime.artifact import ChatConfig, find_library, read_chat_config
+from runtime.artifact import read_chat_config
 from runtime.console import user_errors
 from runtime.errors import UserError
-from runtime.library import ModelLibrary
-from runtime.params import load_params
 from runtime.tokenizer import Tokenizer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -70,7 +67,7 @@ def main(
     ] = False,
     baseline: Annotated[str, typer.Option(help="Name of the policy that others are compared with.")] = DENSE,
     output: Annotated[Path, typer.Option("--output", "-o", help="Report; .jsonl, .md, .png lie beside it.")] = Path(
-        "evaluation.json"
+        "dist/evaluation.json"
     ),
 ) -> None:
     """Compare policies on a model. A run that was stopped goes on when the same command is given again."""
@@ -78,13 +75,13 @@ def main(
         if output.suffix != ".json":
             raise UserError(f"--output {output} must end in .json: the other files of the report are named after it")
         config = read_chat_config(model)
-        policies = _policies(policy, model)
+        policies = load_policies(policy, model)
         names = [p.name for p in policies]
         if baseline not in names:
             raise UserError(f"no policy is called {baseline}: choose the one to compare with by --baseline")
         tokenizer = Tokenizer(model)
         found = _rows(tokenizer, data, _split(generate), _split(tasks), text, lengths, seed, rows)
-        jobs = _jobs(tokenizer, found, _room(config, policies), max_prompt_tokens, rows)
+        jobs = make_jobs(tokenizer, found, room_of(config, policies), max_prompt_tokens, rows, second_turn)
         options = RunOptions(max_answer_tokens, second_turn, share_short_prompts)
         settings = RunSettings(
             common={
@@ -96,14 +93,15 @@ def main(
             policies={p.name: p.describe() | {"library_sha256": _hash(p.library.path)} for p in policies},
         )
         store = ResultStore(output.with_suffix(".jsonl"), settings)
-        sessions = _sessions(model, config, policies, tokenizer, max(len(job.prompt_ids) for job in jobs))
+        sessions = open_sessions(model, config, policies, tokenizer, max(len(job.prompt_ids) for job in jobs))
         interrupted = _run(Runner(policies, sessions, store, options), jobs)
         wanted = {job.row.id for job in jobs}
         summary = summarize((r for r in store.results.values() if r.row in wanted), names, baseline)
         run: dict[str, Any] = {"command": " ".join(["python", *sys.orig_argv[1:]]), **settings.model_dump()}
         files = write_report(summary, run, output)
     for session in sessions.values():
-        print(_speed(session), file=sys.stderr)
+        if session.clock.prefill_tokens and session.clock.decode_tokens:
+            print(_speed(session), file=sys.stderr)
     print(output.with_suffix(".md").read_text())
     print("written: " + ", ".join(map(str, files)), file=sys.stderr)
     if interrupted:
@@ -113,23 +111,6 @@ def main(
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _policies(arguments: list[str], model: Path) -> list[EvaluatedPolicy]:
-    parsed = [PolicyArgument.parse(argument) for argument in arguments]
-    names = [argument.name for argument in parsed]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two policies are called {twice[0]}: give each --policy a name of its own")
-    if not parsed:
-        return default_policies(ModelLibrary(find_library(model)))
-    libraries: dict[Path, ModelLibrary] = {}
-    policies = []
-    for argument in parsed:
-        path = (argument.library or find_library(model)).resolve()
-        if path not in libraries:
-            libraries[path] = ModelLibrary(path)
-        policies.append(with_settings(argument.name, libraries[path], argument.settings))
-    return policies
 
 
 def _rows(
@@ -145,10 +126,7 @@ def _rows(
     found = {} if data is None else read_tasks(data, patterns)
     if kinds or data is None:
         generator = Generator(read_text(text), lambda piece: len(tokenizer.encode(piece)), seed)
-        found |= generator.tasks(kinds or ["needles", "kv", "vt"], rows, _numbers(lengths))
-    for task in found.values():
-        for row in task:
-            check_metric(row)
+        found |= generator.tasks(kinds or list(KINDS), rows, _numbers(lengths))
     return found
 
 
@@ -160,51 +138,6 @@ def _numbers(lengths: str) -> list[int]:
     if not numbers or min(numbers) < 1:
         raise UserError(f"--lengths {lengths} is no list of token counts: write for instance 1000,4000")
     return numbers
-
-
-def _room(config: ChatConfig, policies: list[EvaluatedPolicy]) -> int:
-    return min(config.context_window_size, *(p.library.metadata.context_window_size for p in policies))
-
-
-def _jobs(tokenizer: Tokenizer, found: dict[str, list[Row]], room: int, longest: int | None, rows: int) -> list[Job]:
-    """The first ``rows`` rows of each task that fit, in turns."""
-    kept: dict[str, list[Row]] = {}
-    prompts: dict[str, list[int]] = {}
-    for name, task in found.items():
-        kept[name] = []
-        for row in task:
-            if len(kept[name]) == rows:
-                break
-            ids = prompt_ids(tokenizer, row)
-            if len(ids) + row.max_new_tokens <= room and (longest is None or len(ids) <= longest):
-                kept[name].append(row)
-                prompts[row.id] = ids
-    jobs = [Job(row, prompts[row.id]) for row in in_turns(kept)]
-    if not jobs:
-        raise UserError("no row is left: raise --max-prompt-tokens, or take a model with a longer context")
-    if left_out := [name for name, task in kept.items() if not task]:
-        print(f"no row of {', '.join(left_out)} is short enough", file=sys.stderr)
-    return jobs
-
-
-def _sessions(
-    model: Path, config: ChatConfig, policies: list[EvaluatedPolicy], tokenizer: Tokenizer, longest_prompt: int
-) -> dict[str, Session]:
-    sessions: dict[str, Session] = {}
-    weights: dict[tuple, Any] = {}
-    for library in {str(p.library.path): p.library for p in policies}.values():
-        metadata = library.metadata
-        if metadata.params not in weights:  # libraries of one model share its weights
-            weights[metadata.params] = load_params(model, config, metadata, library.path)
-        sessions[str(library.path)] = Session(
-            library,
-            weights[metadata.params],
-            tokenizer,
-            longest_prompt=longest_prompt,
-            vocab_size=config.active_vocab_size or metadata.active_vocab_size or config.vocab_size,
-            stop_token_ids=config.stop_token_ids,
-        )
-    return sessions
 
 
 def _run(runner: Runner, jobs: list[Job]) -> bool:
@@ -236,8 +169,8 @@ def _run(runner: Runner, jobs: list[Job]) -> bool:
 
 def _speed(session: Session) -> str:
     clock = session.clock
-    prefill = clock.prefill_tokens / clock.prefill_seconds if clock.prefill_tokens else 0.0
-    decode = clock.decode_tokens / clock.decode_seconds if clock.decode_tokens else 0.0
+    prefill = clock.prefill_tokens / clock.prefill_seconds
+    decode = clock.decode_tokens / clock.decode_seconds
     return f"{session.library.path.name}: prefill {prefill:.0f} tokens/s, decode {decode:.0f} tokens/s"
 
 

@@ -18,7 +18,10 @@ from evaluation.rows import Row, SecondQuestion
 from runtime.errors import UserError
 
 DEPTHS = (0.5, 0.0, 1.0, 0.25, 0.75)
-_NUMBER_TOKENS = 24  # room for the answer to a question for one number
+# Room for answers in a sentence that repeats the question, as small models give them.
+_NUMBER_TOKENS = 32
+_UUID_TOKENS = 110
+_NAMES_TOKENS = 60
 
 _ADJECTIVES = "amber brisk calm dusty eager faded gentle hollow ivory jolly keen lucid mellow nimble opal proud".split()
 _NOUNS = "anchor bridge candle desert ember forest glacier harbor island jacket kettle lantern meadow orchard".split()
@@ -144,7 +147,10 @@ class Generator:
             '\n\nJSON data:\n{context}\n\nKey: "{question}"\nCorresponding value:'
         )
         pairs = [(_uuid(rng), _uuid(rng)) for _ in range(max(2, length // 24))]  # a pair has more than 24 tokens
-        text = lambda n: json.dumps(dict(pairs[:n]), indent=0)  # noqa: E731
+
+        def text(count: int) -> str:
+            return json.dumps(dict(pairs[:count]), indent=0)
+
         room = length - self._count_tokens(template + pairs[0][0])
         count = longest(len(pairs), room, lambda n: self._count_tokens(text(n)))
         if count < 2:
@@ -161,7 +167,7 @@ class Generator:
             template=template,
             answers=(value,),
             metric="contains",
-            max_new_tokens=60,
+            max_new_tokens=_UUID_TOKENS,
             bucket=str(length),
             gold_pos=place / (count - 1),
             second=SecondQuestion(
@@ -169,7 +175,7 @@ class Generator:
                 "Corresponding value:",
                 answers=(other[1],),
                 metric="contains",
-                max_new_tokens=60,
+                max_new_tokens=_UUID_TOKENS,
             ),
         )
 
@@ -203,11 +209,14 @@ class Generator:
             template=template,
             answers=tuple(names[:4]),
             metric="contains_all_frac",
-            max_new_tokens=60,
+            max_new_tokens=_NAMES_TOKENS,
             bucket=str(length),
             gold_pos=starts[0],
             second=SecondQuestion(
-                text=question(numbers[1]), answers=tuple(names[4:]), metric="contains_all_frac", max_new_tokens=60
+                text=question(numbers[1]),
+                answers=tuple(names[4:]),
+                metric="contains_all_frac",
+                max_new_tokens=_NAMES_TOKENS,
             ),
         )
 
@@ -217,10 +226,16 @@ class Generator:
         if tokens <= 2 * own:
             raise UserError(f"what is hidden needs {own} tokens, too many for such short texts: give larger --lengths")
         lines = self._haystack.piece(tokens - own, rng)
-        # Depth counts characters, since lines differ in length. Equal depths keep their order.
+        # Depth counts characters of the result, since lines differ in length and inserts shift each other.
         ends = np.cumsum([0, *(len(line) + 1 for line in lines)])
-        places = [int(np.abs(ends - depth * ends[-1]).argmin()) for depth, _ in inserts]
-        for place, (_, line) in sorted(zip(places, inserts), key=lambda item: item[0], reverse=True):
+        total = ends[-1] + sum(len(line) + 1 for _, line in inserts)
+        places, before = [0], 0
+        ordered = sorted(inserts, key=lambda insert: insert[0])
+        for depth, line in ordered:
+            target = depth * (total - len(line) - 1) - before
+            places.append(max(places[-1], int(np.abs(ends - target).argmin())))
+            before += len(line) + 1
+        for place, (_, line) in reversed(list(zip(places[1:], ordered))):
             lines.insert(place, line)
         return "\n".join(lines)
 

@@ -94,7 +94,8 @@ def contains(output: str, answers: Sequence[str]) -> dict[str, float]:
 
 def contains_number(output: str, answers: Sequence[str]) -> dict[str, float]:
     """Whether an answer occurs in the output; thousands separators do not count."""
-    return {"contains_number": float(any(_without_separators(answer) in _without_separators(output) for answer in answers))}
+    text = _without_separators(output)
+    return {"contains_number": float(any(_without_separators(answer) in text for answer in answers))}
 
 
 def contains_all_frac(output: str, answers: Sequence[str]) -> dict[str, float]:

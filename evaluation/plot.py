@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-
-from evaluation.summary import Summary  # noqa: E402
+from evaluation.summary import Summary
 
 
 def write_plot(summary: Summary, path: Path) -> None:
     """Write a PNG."""
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.8), constrained_layout=True)
+    figure = Figure(figsize=(16, 4.8), layout="constrained")
+    axes = figure.subplots(1, 3)
     _scores(axes[0], summary)
     _retrieval(axes[1], summary)
     _likelihood(axes[2], summary)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(summary.policies))
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _scores(axes: Axes, summary: Summary) -> None:

@@ -1,7 +1,7 @@
 """The other side of evaluation.code_sandbox: run as a program, it limits itself and then executes the code on stdin.
 
-Reads JSON {"code", "nonce", "cpu_seconds", "memory_bytes", "file_bytes", "result"} and writes the nonce to file descriptor
-``result`` once the code has run to its end. Guards against accidents of a model, not against an attacker.
+Reads JSON {"code", "nonce", "cpu_seconds", "memory_bytes", "file_bytes", "result"} and writes the nonce to the file
+descriptor ``result`` once the code has run to its end. Guards against accidents of a model, not against an attacker.
 """
 
 import json

@@ -136,12 +136,17 @@ def _categories(table: _Table, tasks: list[Line]) -> list[Line]:
 
 def _other_scores(table: _Table) -> list[Line]:
     """Scores that a metric gives beside its first: ROUGE-1, exact matches."""
-    lines = []
-    for name in sorted({name for row in table.rows for name in list(_any(row).outcome.scores)[1:]}):
-        rows = [row for row in table.rows if name in list(_any(row).outcome.scores)[1:]]
-        part = _Table(rows, table.policies, table.baseline)
-        lines += part.lines(lambda r: (r.category, r.task), lambda r: r.outcome.scores[name], lambda _: name)
-    return lines
+    names = sorted({name for row in table.rows for name in _further(row)})
+    return [line for name in names for line in _score_lines(table, name)]
+
+
+def _score_lines(table: _Table, name: str) -> list[Line]:
+    part = _Table([row for row in table.rows if name in _further(row)], table.policies, table.baseline)
+    return part.lines(lambda r: (r.category, r.task), lambda r: r.outcome.scores[name], lambda _: name)
+
+
+def _further(row: dict[str, Result]) -> list[str]:
+    return list(_any(row).outcome.scores)[1:]
 
 
 def _any(row: dict[str, Result]) -> Result:

@@ -1,0 +1,96 @@
+"""From what the command line names to what a run needs: policies, rows with their prompts, sessions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.measure import check_metric
+from evaluation.policies import EvaluatedPolicy, PolicyArgument, default_policies, with_settings
+from evaluation.prompts import prompt_ids, second_turn_ids
+from evaluation.rows import Row, in_turns
+from evaluation.runner import Job
+from evaluation.session import Session
+from runtime.artifact import ChatConfig, find_library
+from runtime.errors import UserError
+from runtime.library import ModelLibrary
+from runtime.params import load_params
+from runtime.tokenizer import Tokenizer
+
+
+def load_policies(arguments: Sequence[str], model: Path) -> list[EvaluatedPolicy]:
+    """Policies of ``NAME=LIBRARY:settings`` arguments, each library loaded once; without any, the default ones."""
+    parsed = [PolicyArgument.parse(argument) for argument in arguments]
+    names = [argument.name for argument in parsed]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two policies are called {twice[0]}: give each --policy a name of its own")
+    if not parsed:
+        return default_policies(ModelLibrary(find_library(model)))
+    libraries: dict[Path, ModelLibrary] = {}
+    policies = []
+    for argument in parsed:
+        path = (argument.library or find_library(model)).resolve()
+        if path not in libraries:
+            libraries[path] = ModelLibrary(path)
+        policies.append(with_settings(argument.name, libraries[path], argument.settings))
+    return policies
+
+
+def room_of(config: ChatConfig, policies: list[EvaluatedPolicy]) -> int:
+    """Tokens that prompt and answer may have together."""
+    return min(config.context_window_size, *(p.library.metadata.context_window_size for p in policies))
+
+
+def make_jobs(
+    tokenizer: Tokenizer, found: dict[str, list[Row]], room: int, longest: int | None, rows: int, second_turn: bool
+) -> list[Job]:
+    """The first ``rows`` rows of each task that fit, in turns; without a second question that does not fit."""
+    for task in found.values():
+        for row in task:
+            check_metric(row)
+    kept: dict[str, list[Row]] = {}
+    prompts: dict[str, list[int]] = {}
+    for name, task in found.items():
+        kept[name] = []
+        for row in task:
+            if len(kept[name]) == rows:
+                break
+            ids = prompt_ids(tokenizer, row)
+            end = len(ids) + row.max_new_tokens
+            if end > room or (longest is not None and len(ids) > longest):
+                continue
+            if row.id in prompts:
+                raise UserError(f"two rows have the id {row.id}: give each its own")
+            if second_turn and row.second is not None and tokenizer.has_chat_template:
+                end += len(second_turn_ids(tokenizer, row)) + row.second.max_new_tokens
+            kept[name].append(row if end <= room else row.model_copy(update={"second": None}))
+            prompts[row.id] = ids
+    jobs = [Job(row, prompts[row.id]) for row in in_turns(kept)]
+    if not jobs:
+        raise UserError("no row is left: raise --max-prompt-tokens, or take a model with a longer context")
+    if left_out := [name for name, task in kept.items() if not task]:
+        print(f"no row of {', '.join(left_out)} is short enough", file=sys.stderr)
+    return jobs
+
+
+def open_sessions(
+    model: Path, config: ChatConfig, policies: list[EvaluatedPolicy], tokenizer: Tokenizer, longest_prompt: int
+) -> dict[str, Session]:
+    """A session for each library, by its path."""
+    sessions: dict[str, Session] = {}
+    weights: dict[tuple, Any] = {}
+    for library in {str(p.library.path): p.library for p in policies}.values():
+        metadata = library.metadata
+        if metadata.params not in weights:  # libraries of one model share its weights
+            weights[metadata.params] = load_params(model, config, metadata, library.path)
+        sessions[str(library.path)] = Session(
+            library,
+            weights[metadata.params],
+            tokenizer,
+            longest_prompt=longest_prompt,
+            vocab_size=config.active_vocab_size or metadata.active_vocab_size or config.vocab_size,
+            stop_token_ids=config.stop_token_ids,
+        )
+    return sessions

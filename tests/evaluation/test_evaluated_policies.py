@@ -1,0 +1,84 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from evaluation.policies import EvaluatedPolicy, PolicyArgument, default_policies, with_settings
+from runtime.errors import UserError
+from runtime.policy import Policy, make_policy
+
+
+def library(policy: Policy | None, path: str = "a.so") -> SimpleNamespace:
+    return SimpleNamespace(path=Path(path), metadata=SimpleNamespace(policy=policy))
+
+
+ENTROPY = library(make_policy("entropy", "latent"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=x.so", ("a", Path("x.so"), "")),
+        ("a=x.so:capacity=512;decode=snapkv", ("a", Path("x.so"), "capacity=512;decode=snapkv")),
+        ("a=c:/d/x.so", ("a", Path("c:/d/x.so"), "")),
+        ("a=:decode=full", ("a", None, "decode=full")),
+        ("a=", ("a", None, "")),
+    ],
+)
+def test_argument(text: str, expected: tuple) -> None:
+    argument = PolicyArgument.parse(text)
+    assert (argument.name, argument.library, argument.settings) == expected
+
+
+@pytest.mark.parametrize("text", ["x.so", "=x.so", ""])
+def test_argument_without_a_name(text: str) -> None:
+    with pytest.raises(UserError, match="has no name"):
+        PolicyArgument.parse(text)
+
+
+def test_prefill_is_shared_by_what_differs_in_decoding_only() -> None:
+    keys = [
+        with_settings("p", ENTROPY, text).prefill_key(50_000, False)
+        for text in ("", "decode=snapkv", "capacity=2048;slack=0", "base_budget=4096", "threshold_len=8192")
+    ]
+    assert keys[0] == keys[1] == keys[2]
+    assert len({keys[0], keys[3], keys[4]}) == 3
+    other = with_settings("p", library(ENTROPY.metadata.policy, "b.so"))
+    assert other.prefill_key(50_000, False) != keys[0]
+
+
+def test_decode_keys() -> None:
+    full = [with_settings("p", ENTROPY, f"decode=full;capacity={c}").decode_key() for c in (1024, 2048)]
+    latent = [with_settings("p", ENTROPY, f"capacity={c}").decode_key() for c in (1024, 2048)]
+    assert full[0] == full[1] and len({full[0], *latent}) == 3
+    assert with_settings("p", library(None)).decode_key() == full[0]
+
+
+def test_prompts_that_nobody_attends_to_sparsely() -> None:
+    """With segments of 512 and a threshold of 4096, the segment from 4096 to 4608 is the first that may be gated, and
+    it is dense while it is the last."""
+    entropy, dense = with_settings("e", ENTROPY), with_settings("d", ENTROPY, "threshold_len=2147483647")
+    assert [entropy.gates(n) for n in (100, 4608, 4609)] == [False, False, True]
+    assert not dense.gates(10**6)
+    assert with_settings("z", ENTROPY, "threshold_len=0").gates(1025)  # segment 0 has nothing before it
+    assert not with_settings("z", ENTROPY, "threshold_len=0").gates(1024)
+    for length, shared in ((4608, True), (4609, False)):
+        assert (entropy.prefill_key(length, True) == dense.prefill_key(length, True)) == shared
+        assert entropy.prefill_key(length, False) != dense.prefill_key(length, False)
+
+
+def test_default_is_dense_beside_what_the_library_is_for() -> None:
+    names = [policy.name for policy in default_policies(ENTROPY)]
+    assert names == ["dense", "entropy+latent"]
+    dense = default_policies(ENTROPY)[0]
+    assert dense.keeps_everything and not dense.gates(10**6)
+    for policy in (None, make_policy("dense", "full")):
+        assert [p.name for p in default_policies(library(policy))] == ["dense"]
+
+
+def test_settings_that_a_library_does_not_have() -> None:
+    with pytest.raises(UserError, match="no run-time settings"):
+        with_settings("p", library(None), "capacity=1024")
+    with pytest.raises(UserError, match="block_size"):
+        with_settings("p", ENTROPY, "block_size=16")
+    assert isinstance(with_settings("p", ENTROPY), EvaluatedPolicy)
