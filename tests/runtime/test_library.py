@@ -7,6 +7,7 @@ from toy_library import VOCAB, toy_logits, toy_weights
 
 from runtime.artifact import find_library, read_chat_config
 from runtime.errors import UserError
+from runtime.kv_state import KVState
 from runtime.library import ModelLibrary
 from runtime.params import load_params
 
@@ -47,6 +48,32 @@ def test_prefill_and_decode_drive_the_cache(loaded):
     kv.remove_sequence(5)
     kv.clear()
     assert (kv.total_sequence_length, kv.num_available_pages) == (0, free)
+
+
+def test_what_the_policy_did_to_a_sequence(loaded):
+    library, params = loaded
+    kv = library.create_kv_state(64)
+    kv.add_sequence(5)
+    kv.enable_sliding_window(5, 64)
+    kv.begin_forward([5], [3])
+    library.prefill(library.embed(np.array([7, 20, 299], np.int32), params), kv, params)
+    kv.end_forward()
+    assert kv.exact_from(5) == 0
+    assert kv.positions(5, 0, 0).tolist() == [0, 1, 2]
+    assert kv.gates(5).shape == (1, 1, 1, 4) and np.isnan(kv.gates(5)).all()  # one segment, too short to observe
+    kv.configure("capacity=512;base_budget=4096")
+    with pytest.raises(ValueError, match="segment_size"):
+        kv.configure("segment_size=64")
+
+
+def test_a_cache_without_a_policy(loaded):
+    library, _ = loaded
+    kv = KVState(library.create_kv_state(64).handle, {})
+    kv.add_sequence(5)
+    assert kv.exact_from(5) == 0
+    for call in (lambda: kv.gates(5), lambda: kv.positions(5, 0, 0), lambda: kv.configure("capacity=512")):
+        with pytest.raises(UserError, match="the model library has no function kv_cache_"):
+            call()
 
 
 def test_softmax(loaded):
