@@ -1,0 +1,257 @@
+"""block_representatives, observe and select_blocks, as a prefill step runs them, against the float64 oracle.
+
+Bounds. A logit is a sum of d products and a mean of g, in float32: it is off by at most beta = (d + g + 4) 2**-24 times
+the magnitude of its terms. Softmax weights are then off by 2 beta relative to the others, plus 4e-6 for the powers; the
+change of a weight A by all that is at most rho A (1 - A) to first order, its effect on the entropy (abs(log A) + 1)
+times as much. Half as much again covers the higher orders, 1e-6 the roundings next to A = 1.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import tvm
+from compiled import compiled
+from entropy_oracle import GateParameters, Observation, best_blocks, budgets_in_tokens, gated_prefill, recurrence
+from paged_cache import NUMPY_DTYPE, PAIR, pack_keys, random_cache, unpack_keys
+from tvm.script import tirx as T
+
+from tir_kernels.cpu.block_representatives import block_representatives
+from tir_kernels.cpu.observe import observe
+from tir_kernels.cpu.select_blocks import select_blocks
+
+_PAGE = 64
+
+
+@dataclass(frozen=True)
+class _Shape:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What the kernels say of one segment: gates [G, 4], scores and lists [G] of arrays."""
+
+    gates: np.ndarray
+    scores: list[np.ndarray]
+    lists: list[np.ndarray]
+
+
+def _table(parameters: GateParameters) -> np.ndarray:
+    p = parameters
+    blocks = (p.keep_first // p.block_size, p.keep_recent // p.block_size)
+    return np.array(
+        [p.base_budget, p.entropy_threshold, p.delta_t, p.alpha, p.max_budget_factor, *blocks, 0], np.float32
+    )
+
+
+def _poisoned(cache, lengths) -> np.ndarray:
+    """The key pages as they are when only the first ``lengths`` entries of each sequence exist."""
+    keys = unpack_keys(cache.k_pages)
+    for h in range(len(cache.keys)):
+        for b, length in enumerate(lengths):
+            pages = cache.page_indices[cache.page_indptr[h, b] : cache.page_indptr[h, b + 1]]
+            keys[pages[-(-length // _PAGE) :]] = np.nan
+            if length % _PAGE:
+                keys[pages[length // _PAGE], length % _PAGE :] = np.nan
+    return pack_keys(keys, cache.k_pages.shape[-1])
+
+
+class _Steps:
+    """The compiled kernels of one layer, run step by step over the prompts of a batch."""
+
+    def __init__(self, isa_target, shape: _Shape, parameters: GateParameters, is_first_layer: bool = True):
+        target, isa = isa_target
+        p = self.parameters = parameters
+        self.shape = shape
+        kv_heads, d, dtype = shape.kv_heads, shape.head_dim, shape.dtype
+        representatives = block_representatives(kv_heads, d, _PAGE, p.block_size, dtype, isa)
+        forms = (p.score_form, p.budget_form, p.rigid_form, p.layer_fusion, is_first_layer)
+        observation = observe(shape.heads, kv_heads, d, _PAGE, p.segment_size, p.block_size, dtype, isa, *forms)
+        self.represent, self.observe = compiled(representatives, target), compiled(observation, target)
+        self.select = compiled(select_blocks(kv_heads, p.segment_size, p.block_size, isa), target)
+
+    def run(self, cache, queries, steps, previous=None) -> dict[tuple[int, int], _Observed]:
+        """queries[b] [L_b, H, d]; steps[i][b] new tokens; ``previous``: the result of the layer before, for fusion."""
+        p, shape, batch = self.parameters, self.shape, len(queries)
+        per_page = _PAGE // p.block_size
+        pair, tensor = PAIR[shape.dtype], tvm.runtime.tensor
+        representatives = tensor(
+            np.full(
+                (len(cache.k_pages), shape.head_dim // pair, 2 * per_page, pair), np.nan, NUMPY_DTYPE[shape.dtype]
+            )
+        )
+        state = np.tile(np.float32([-1, p.base_budget, 0, 1]), (batch, shape.kv_heads, 1))
+        done = np.zeros(batch, int)
+        found = {}
+        for new in np.array(steps):
+            rows = np.concatenate([q[at : at + count] for q, at, count in zip(queries, done, new)])
+            query_indptr = np.cumsum([0, *new]).astype(np.int32)
+            ranges = np.stack([done // p.block_size, -(-(done + new) // p.block_size)], axis=1)
+            ranges[new == 0] = 0
+            segments, keys = self._segments(queries, done, new)
+            max_blocks = max([1, *(s * p.segment_size // p.block_size for _, s in keys)])
+            size = (len(segments), shape.kv_heads, max_blocks)
+            scores, counts = np.full(size, np.nan, np.float32), np.full(size[:2], -1, np.int32)
+            for i, key in enumerate(keys):
+                for h in range(shape.kv_heads if previous else 0):
+                    scores[i, h, : len(previous[key].scores[h])] = previous[key].scores[h]
+            gates = np.concatenate([state, np.full((len(segments), shape.kv_heads, 4), np.nan, np.float32)])
+            lengths = np.tile((done + new).astype(np.int32), (shape.kv_heads, 1))
+            pages = [tensor(x) for x in (cache.page_indptr, cache.page_indices)]
+            scores, gates, counts = tensor(scores), tensor(gates), tensor(counts)
+            lists, table, parameters = tensor(np.full(size, -1, np.int32)), tensor(segments), tensor(_table(p))
+            self.represent(
+                tensor(_poisoned(cache, done + new)),
+                *pages,
+                tensor(lengths),
+                tensor(ranges.astype(np.int32)),
+                representatives,
+            )
+            self.observe(
+                tensor(rows), representatives, tensor(query_indptr), *pages, table, parameters, scores, gates
+            )
+            self.select(scores, gates, table, parameters, counts, lists)
+            gates, scores, counts, lists = (x.numpy() for x in (gates, scores, counts, lists))
+            for i, (b, s) in enumerate(keys):
+                blocks = s * p.segment_size // p.block_size
+                heads = range(shape.kv_heads)
+                chosen = [lists[i, h, : counts[i, h]] for h in heads]
+                found[b, s] = _Observed(gates[batch + i], [scores[i, h, :blocks] for h in heads], chosen)
+                state[b] = gates[batch + i]
+            done = done + new
+        return found
+
+    def _segments(self, queries, done, new) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The segment table of a step and its (sequence, segment) pairs."""
+        p, rows, keys = self.parameters, [], []
+        for b, (at, count) in enumerate(zip(done, new)):
+            last = -(-len(queries[b]) // p.segment_size) - 1
+            for s in range(1, last):
+                start = s * p.segment_size
+                if at <= start and start + p.segment_size <= at + count:
+                    before = len(queries) + len(rows) - 1 if keys and keys[-1][0] == b else b
+                    rows.append((b, start - at, s, before, int(start >= p.threshold_len)))
+                    keys.append((b, s))
+        return np.array(rows, np.int32).reshape(-1, 5), keys
+
+
+def _logit_bound(observation: Observation, shape: _Shape) -> float:
+    group = shape.heads // shape.kv_heads
+    return (shape.head_dim + group + 4) * 2.0**-24 * observation.logit_magnitude
+
+
+def _weight_bound(observation: Observation, shape: _Shape) -> float:
+    return 2 * _logit_bound(observation, shape) + 4e-6
+
+
+def _entropy_bound(observation: Observation, shape: _Shape, paper: bool) -> float:
+    A = np.maximum(observation.weights, 1e-300)
+    # The averages of the paper form have no common normaliser, so a weight near 1 may change by all of rho.
+    change = A if paper else A * (1 - observation.weights)
+    return float(1.5 * _weight_bound(observation, shape) * (change * (np.abs(np.log(A + 1e-9)) + 1)).sum() + 1e-6)
+
+
+def _score_bound(observation: Observation, shape: _Shape, parameters: GateParameters) -> np.ndarray:
+    if parameters.score_form == "code" and not parameters.layer_fusion:
+        return np.full(len(observation.scores), _logit_bound(observation, shape))
+    return 1.5 * _weight_bound(observation, shape) * np.abs(observation.scores) + 1e-37
+
+
+def _prompts(shape: _Shape, parameters: GateParameters, lengths):
+    """A cache and queries: head 0 sharp enough to be one-hot, the others of another temperature in each segment."""
+    rng = np.random.default_rng(3)
+    cache = random_cache(rng, [list(lengths)] * shape.kv_heads, shape.head_dim, _PAGE, shape.dtype)
+    group, queries = shape.heads // shape.kv_heads, []
+    for length in lengths:
+        segments = -(-length // parameters.segment_size)
+        scale = rng.uniform(0.1, 3, (segments, shape.kv_heads))
+        scale[:, 0] = 500
+        scale = np.repeat(np.repeat(scale, parameters.segment_size, 0)[:length], group, 1)
+        q = rng.standard_normal((length, shape.heads, shape.head_dim)) * scale[..., None]
+        queries.append(q.astype(NUMPY_DTYPE[shape.dtype]))
+    return cache, queries
+
+
+def _check(found, cache, queries, shape: _Shape, parameters: GateParameters, previous=None) -> list:
+    """Compare with the oracle, prompt by prompt, and return its results."""
+    p, oracles = parameters, []
+    for b, q in enumerate(queries):
+        k = np.stack([heads[b] for heads in cache.keys], axis=1)
+        oracle = gated_prefill(q, k, p, previous[b] if previous else None)
+        oracles.append(oracle)
+        observed = [s for s, row in enumerate(oracle.observations) if row]
+        assert observed == sorted(s for at, s in found if at == b)
+        if not observed:
+            continue
+        gates = np.stack([found[b, s].gates for s in observed]).astype(np.float64)
+        for s in observed:
+            for h, expected in enumerate(oracle.observations[s]):
+                actual = found[b, s]
+                assert abs(actual.gates[h, 0] - expected.entropy) <= _entropy_bound(
+                    expected, shape, p.score_form == "paper"
+                )
+                error = np.abs(actual.scores[h] - expected.scores)
+                assert np.all(error <= _score_bound(expected, shape, p))
+                _check_blocks(actual, h, expected, oracle.selected[s], shape, p)
+        # The recurrence rounds each step at 2**-24 of the budget and of the change of the entropy.
+        tolerance = 1e-6 * p.base_budget * len(observed)
+        tracked = np.stack([recurrence(gates[:, h, 0], p) for h in range(shape.kv_heads)], axis=1)
+        np.testing.assert_allclose(gates[..., 1], tracked, rtol=0, atol=tolerance)
+        budgets = budgets_in_tokens(gates[..., 0], p)
+        before = np.array(observed)[:, None] * p.segment_size // p.block_size
+        fewest, most = (np.floor((budgets + e) / p.block_size) for e in (-tolerance, tolerance))
+        assert np.all(np.minimum(fewest, before) <= gates[..., 2])
+        assert np.all(gates[..., 2] <= np.minimum(most, before))
+        assert np.array_equal(gates[..., 3], oracle.rigid[observed])
+    return oracles
+
+
+def _check_blocks(actual: _Observed, h: int, expected: Observation, selected, shape, parameters) -> None:
+    """A block may only differ from the oracle's choice if its score is as good as the threshold's."""
+    if not selected:
+        assert len(actual.lists[h]) == 0
+        return
+    keep = int(actual.gates[h, 2])
+    chosen = best_blocks(expected.scores, keep, parameters)
+    assert len(actual.lists[h]) == keep
+    assert np.all(np.diff(actual.lists[h]) > 0)
+    threshold = np.sort(expected.scores)[-keep]
+    allowed = 2 * _score_bound(expected, shape, parameters).max()
+    different = np.setxor1d(actual.lists[h], chosen)
+    assert np.all(np.abs(expected.scores[different] - threshold) <= allowed)
+
+
+_LENGTHS = (1000, 100, 640)
+_STEPS = ((256, 100, 0), (512, 0, 256), (128, 0, 384), (104, 0, 0))
+_CASES = {
+    "code": (_Shape(14, 2, 64, "bfloat16"), {}),
+    "online-sharp-first": (_Shape(3, 3, 80, "bfloat16"), {"alpha": 2.0, "block_size": 16}),
+    "f32-amax": (_Shape(6, 2, 96, "float32"), {"budget_form": "amax", "block_size": 32}),
+    "paper": (_Shape(4, 2, 64, "float32"), {"score_form": "paper", "entropy_threshold": 3.0}),
+    "paper-block16": (_Shape(12, 2, 64, "bfloat16"), {"score_form": "paper", "block_size": 16}),
+    "critiprefill": (_Shape(8, 2, 64, "bfloat16"), {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25}),
+}
+
+
+@pytest.mark.parametrize("case", list(_CASES))
+def test_observe_and_select(isa_target, case):
+    shape, changed = _CASES[case]
+    parameters = GateParameters(**{"segment_size": 128, "threshold_len": 256, "base_budget": 100, **changed})
+    cache, queries = _prompts(shape, parameters, _LENGTHS)
+    kernels = _Steps(isa_target, shape, parameters)
+    found = kernels.run(cache, queries, _STEPS)
+    oracles = _check(found, cache, queries, shape, parameters)
+    if parameters.score_form == "code":
+        assert oracles[0].rigid[:, 0].any() and not oracles[0].rigid[1:, 1].all()  # the data has heads of both kinds
+    if parameters.budget_form == "head":
+        assert len(np.unique(oracles[0].recurrence[1:-1])) > 1
+    # Steps are cut at segment borders, so the result does not depend on where.
+    whole = kernels.run(cache, queries, [_LENGTHS])
+    for key, observed in found.items():
+        np.testing.assert_array_equal(whole[key].gates, observed.gates)
+        for h in range(shape.kv_heads):
+            np.testing.assert_array_equal(whole[key].lists[h], observed.lists[h])
