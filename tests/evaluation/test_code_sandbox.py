@@ -8,7 +8,9 @@ import pytest
 
 from evaluation.code_sandbox import Limits, extract_code, pass_at_1, run_program
 
-QUESTION = 'from typing import List\n\ndef twice(x):\n    return 2 * x\n\ndef total(xs: List[int]) -> int:\n    """Sum."""\n'
+QUESTION = (
+    'from typing import List\n\ndef twice(x):\n    return 2 * x\n\ndef total(xs: List[int]) -> int:\n    """Sum."""\n'
+)
 TEST = "def check(candidate):\n    assert candidate([1, 2]) == 6\n"
 
 
@@ -90,7 +92,10 @@ def test_code_of_an_answer(output: str, code: str) -> None:
 @pytest.mark.parametrize(
     ("output", "passed"),
     [
-        ("```python\ndef total(xs: List[int]) -> int:\n    return sum(map(twice, xs))\n```", True),  # helper of the question
+        (
+            "```python\ndef total(xs: List[int]) -> int:\n    return sum(map(twice, xs))\n```",
+            True,
+        ),  # helper of the question
         ("    return sum(twice(x) for x in xs)\n", True),  # a body only
         ("```python\ndef total(xs):\n    return sum(xs)\n```", False),
         ("I do not know.", False),

@@ -39,7 +39,11 @@ def test_figures(summary) -> None:
     assert (summary.rows, summary.incomplete_rows) == (3, 1)
     assert means(summary.tasks) == {"needles": (2, 1.0, 0.5), "pairs": (1, 0.5, 0.25)}
     assert means(summary.categories) == {"retrieval": (3, 0.75, 0.375)}  # of tasks, not of rows
-    assert means(summary.retrieval_by_length) == {"<= 1k": (1, 1.0, 1.0), "<= 4k": (1, 1.0, 0.0), "<= 8k": (1, 0.5, 0.25)}
+    assert means(summary.retrieval_by_length) == {
+        "<= 1k": (1, 1.0, 1.0),
+        "<= 4k": (1, 1.0, 0.0),
+        "<= 8k": (1, 0.5, 0.25),
+    }
     assert means(summary.second_turn) == {"needles": (1, 0.5, 0.0)}
     assert means(summary.other_scores) == {"pairs": (1, 1.0, 1.0)}
 
@@ -52,7 +56,13 @@ def test_log_likelihood_is_a_token(summary) -> None:
 
 
 def test_length_buckets() -> None:
-    assert [length_bucket(n) for n in (1, 1024, 1025, 131072, 131073)] == ["<= 1k", "<= 1k", "<= 2k", "<= 128k", "> 128k"]
+    assert [length_bucket(n) for n in (1, 1024, 1025, 131072, 131073)] == [
+        "<= 1k",
+        "<= 1k",
+        "<= 2k",
+        "<= 128k",
+        "> 128k",
+    ]
 
 
 def test_tables(summary) -> None:

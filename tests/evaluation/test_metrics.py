@@ -91,7 +91,14 @@ def test_first_number(output: str, answer: str, expected: float) -> None:
 
 @pytest.mark.parametrize(
     ("output", "expected"),
-    [("B", 1.0), ("(B) because A is wrong", 1.0), ("A. no, B", 0.0), ("Because of C", 0.0), ("Answer: B.", 1.0), ("", 0.0)],
+    [
+        ("B", 1.0),
+        ("(B) because A is wrong", 1.0),
+        ("A. no, B", 0.0),
+        ("Because of C", 0.0),
+        ("Answer: B.", 1.0),
+        ("", 0.0),
+    ],
 )
 def test_first_letter(output: str, expected: float) -> None:
     assert score("mc_acc", output, "B") == expected

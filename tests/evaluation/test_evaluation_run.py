@@ -1,0 +1,212 @@
+"""Whole runs on the toy model, whose logits the tests know."""
+
+import json
+
+import numpy as np
+import pytest
+from toy_library import CHUNK, toy_logits, toy_weights
+from typer.testing import CliRunner
+
+import evaluation.runner
+from evaluation.__main__ import app
+from evaluation.prompts import second_turn_ids
+from evaluation.rows import Row
+from evaluation.session import Session
+from runtime.tokenizer import Tokenizer
+
+WEIGHTS = toy_weights()
+ROW = {
+    "category": "qa",
+    "metric": "contains",
+    "max_new_tokens": 5,
+    "answers": ["the lazy dog"],
+    "template": "{question}",
+}
+ROWS = {
+    "raw": [RAW | {"id": f"raw/{n}", "question": f"the quick brown fox {n} jumps over"} for n in range(3)],
+    "chat": [
+        ROW | {"id": f"chat/{n}", "task": "chat", "context": "x", "question": question, "max_new_tokens": 3}
+        for n, question in enumerate(("fox", "dog"))
+    ],
+    "letters": [
+        RAW | {"id": "letters/0", "question": "A or B", "metric": "mc_acc", "answers": ["A"], "choices": ["one", "two"]}
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name, rows in ROWS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def run(toy_model, data, tmp_path):
+    """Gives arguments to the command; returns its result and the rows of the results file by (row, policy)."""
+
+    def with_arguments(*arguments: str):
+        output = tmp_path / "r.json"
+        common = ("--model", str(toy_model), "--data", str(data), "-o", str(output))
+        done = CliRunner().invoke(app, [*common, *arguments])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        path = output.with_suffix(".jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return done, {(line["row"], line["policy"]): line["outcome"] for line in lines if "row" in line}
+
+    return with_arguments
+
+
+def greedy(ids: list[int], count: int) -> list[int]:
+    ids = list(ids)
+    start = len(ids)
+    while len(ids) < start + count and (token := int(toy_logits(WEIGHTS, ids).argmax())) != 0:
+        ids.append(token)
+    return ids[start:]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def likelihood(ids: list[int], answer: list[int]) -> float:
+    return sum(log_softmax(toy_logits(WEIGHTS, ids + answer[:n]))[token] for n, token in enumerate(answer))
+
+
+def prompt(tokenizer: Tokenizer, row: dict) -> list[int]:
+    if row.get("mode") == "raw":
+        return tokenizer.encode(row["question"])
+    return tokenizer.encode_chat([{"role": "user", "content": row["question"]}])
+
+
+POLICIES = (
+    "--policy", "dense=:threshold_len=2147483647;decode=full", "--policy", "latent=", "--policy", "snap=:decode=snapkv",
+)  # fmt: skip
+
+
+def test_answers_and_likelihoods_are_the_models_own(run, toy_model) -> None:
+    done, results = run(*POLICIES)
+    assert done.exit_code == 0, done.output
+    tokenizer = Tokenizer(toy_model)
+    rows = [row for rows in ROWS.values() for row in rows]
+    assert set(results) == {(row["id"], policy) for row in rows for policy in ("dense", "latent", "snap")}
+    for row in rows:
+        ids, answer = prompt(tokenizer, row), tokenizer.encode(row["answers"][0])
+        expected = greedy(ids, row["max_new_tokens"])
+        for policy in ("dense", "latent", "snap"):
+            outcome = results[row["id"], policy]
+            assert outcome["output"] == tokenizer.decode(expected)
+            assert outcome["output_tokens"] == len(expected)
+            assert outcome["answer_tokens"] == len(answer)
+            assert outcome["log_likelihood"] == pytest.approx(likelihood(ids, answer), rel=1e-4)
+    assert "6 rows, 3 policies." in done.output and "| qa | raw | contains | 3 |" in done.output
+
+
+def test_letters_by_likelihood(run, toy_model) -> None:
+    _, results = run("--tasks", "letters")
+    tokenizer = Tokenizer(toy_model)
+    logits = toy_logits(WEIGHTS, tokenizer.encode("A or B"))
+    a, b = (logits[tokenizer.encode(letter)[0]] for letter in "AB")
+    assert results["letters/0", "dense"]["scores"]["letter_acc"] == float(a > b)
+    assert set(results["letters/0", "dense"]["scores"]) == {"letter_acc", "mc_acc"}
+
+
+def test_second_turn_goes_on_from_the_first(run, toy_model) -> None:
+    _, results = run("--tasks", "chat", "--second-turn")
+    tokenizer = Tokenizer(toy_model)
+    row = Row(**ROWS["chat"][0] | {"second": {"text": "dog", "answers": ["x"], "metric": "f1", "max_new_tokens": 3}})
+    ids = prompt(tokenizer, ROWS["chat"][0])
+    ids += greedy(ids, 3)
+    joint = second_turn_ids(tokenizer, row)
+    assert tokenizer._tokenizer.decode(joint, skip_special_tokens=False) == (
+        "<|im_end|>\n<|im_start|>user\ndog<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert results["chat/0", "dense"]["second_output"] == tokenizer.decode(greedy(ids + joint, 3))
+    assert "Second-turn questions" in run("--tasks", "chat", "--second-turn")[0].output
+
+
+def test_one_prefill_serves_policies_that_differ_in_decoding(run, toy_model, monkeypatch) -> None:
+    steps = []
+    prefill = Session.prefill
+    monkeypatch.setattr(Session, "prefill", lambda *a: steps.append((a[1], len(a[2]))) or prefill(*a))
+    run("--tasks", "raw", "--rows", "1", *POLICIES[2:], "--baseline", "latent")
+    length = len(prompt(Tokenizer(toy_model), ROWS["raw"][0]))
+    shared = [count for sequence, count in steps if sequence == 0]
+    assert sum(shared) == length - 2 and max(shared) <= CHUNK  # in chunks, but for the tail
+    assert [count for sequence, count in steps if sequence == 1] == [2] * 4  # answer and likelihood of two policies
+
+
+def test_stop_strings_end_an_answer(run, toy_model, data, tmp_path) -> None:
+    row = ROWS["raw"][0]
+    text = Tokenizer(toy_model).decode(greedy(prompt(Tokenizer(toy_model), row), 5))
+    (tmp_path / "stop.jsonl").write_text(json.dumps(row | {"id": "stop", "stop": text[2:4]}) + "\n")
+    _, results = run("--data", str(tmp_path / "stop.jsonl"))
+    assert (results["stop", "dense"]["output"], results["stop", "dense"]["finished"]) == (text[:2], True)
+
+
+def test_an_interrupted_run_goes_on(run, monkeypatch) -> None:
+    measured = []
+    measure = evaluation.runner.measure
+
+    def interrupted(row, *arguments, **options):
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        measured.append(row.id)
+        return measure(row, *arguments, **options)
+
+    monkeypatch.setattr(evaluation.runner, "measure", interrupted)
+    first, results = run()
+    assert first.exit_code == 130 and "the same command goes on" in first.output
+    assert len(results) == 4 and set(measured) == {"chat/0", "letters/0"}
+    measured.append("no more interruptions")
+    second, complete = run()
+    assert second.exit_code == 0 and len(complete) == 12
+    assert measured[4:].count("chat/0") == 0 and {k: complete[k] for k in results} == results
+    third, _ = run()
+    assert len(measured) == 13 and "6 rows, 2 policies." in third.output
+
+
+def test_generated_rows_that_are_too_long_are_left_out(run, tmp_path) -> None:
+    (tmp_path / "text").write_text("the fox\n" * 500)
+    done, _ = run("--generate", "needles", "--lengths", "1000", "--text", str(tmp_path / "text"), "--tasks", "raw")
+    assert done.exit_code == 0 and "no row of needle_single, needle_multikey, needle_multivalue is short" in done.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["run"]["policies"]["dense"]["policy"]["decode"] == "full"
+    assert report["run"]["common"]["model"] == "Toy-q0f32-MLC"
+    assert (tmp_path / "r.md").read_text() in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--policy", "x"), "has no name"),
+        (("--policy", "dense=/nowhere.so"), "no model library at /nowhere.so"),
+        (("--policy", "dense=", "--policy", "dense="), "two policies are called dense"),
+        (("--policy", "a="), "no policy is called dense"),
+        (("--policy", "dense=:capacity=x"), "capacity=x is not allowed"),
+        (("--generate", "x"), "no generator x"),
+        (("--generate", "kv", "--lengths", "1k"), "--lengths 1k is no list"),
+        (("--max-prompt-tokens", "1"), "no row is left"),
+        (("--tasks", "x"), "choose from chat, letters, raw"),
+        (("-o", "x.txt"), "must end in .json"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, arguments: tuple[str, ...], message: str) -> None:
+    done, _ = run(*arguments)
+    assert done.exit_code == 1
+    assert message in done.output and done.output.startswith("error: ") and done.output.count("\n") == 1
+
+
+def test_metrics_are_checked_before_anything_runs(run, tmp_path) -> None:
+    for fields, message in (
+        ({"metric": "bleu"}, "unknown metric bleu: choose from f1"),
+        ({"metric": "pass_at_1"}, "has metric pass_at_1 but no test"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(json.dumps(ROWS["raw"][0] | fields) + "\n")
+        done, results = run("--data", str(tmp_path / "bad.jsonl"))
+        assert done.exit_code == 1 and message in done.output and not results
+    (tmp_path / "bad.jsonl").write_text(2 * (json.dumps(ROWS["raw"][0]) + "\n"))
+    assert "two rows have the id raw/0" in run("--data", str(tmp_path / "bad.jsonl"))[0].output
