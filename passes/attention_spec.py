@@ -7,6 +7,7 @@ import tvm
 from tvm import IRModule, relax, tirx
 
 CREATION_FUNCTION = "create_paged_kv_cache"
+FUSED_ATTENTION = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"
 _CREATION_CALLEE = "mlc.create_paged_kv_cache_generic"
 # Positions of the arguments of mlc.create_paged_kv_cache_generic (mlc_llm/nn/kv_cache.py, PagedKVCache.create_generic).
 _ATTN_KIND, _SIZES, _LAYERS, _Q_HEADS, _KV_HEADS, _QK_DIM, _V_DIM = 0, 1, 3, 4, 5, 6, 7
@@ -49,6 +50,23 @@ def creation_call(mod: IRModule) -> relax.Call:
                         if call.args[0].global_symbol == _CREATION_CALLEE:
                             return call
     raise ValueError(f"the module has no function {CREATION_FUNCTION} that calls {_CREATION_CALLEE}")
+
+
+def softmax_scale(mod: IRModule) -> float:
+    """The factor of the scores that the attention calls of ``mod`` share; ValueError if they have none or differ."""
+    scales = set()
+
+    def collect(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Call) and expr.op == tvm.ir.Op.get("relax.call_dps_packed"):
+            if expr.args[0].global_symbol == FUSED_ATTENTION:
+                scales.add(float(expr.args[1].fields[2].value))
+
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func, collect)
+    if len(scales) != 1:
+        raise ValueError(f"the attention calls of a module must share one softmax scale, not {sorted(scales)}")
+    return scales.pop()
 
 
 def attention_spec(mod: IRModule) -> AttentionSpec:

@@ -1,42 +1,53 @@
-"""Makes attention visible: the opaque call on the KV cache becomes rope + append, then attend on the cache's pages."""
+"""Makes attention visible: the opaque call on the KV cache becomes rope + append, and what the policy asks for."""
+
+from collections.abc import Callable
 
 import tvm
 from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from runtime.policy import Policy
 from tir_kernels.cpu.attention_decode import attention_decode
+from tir_kernels.cpu.attention_gated import attention_gated
 from tir_kernels.cpu.attention_prefill import attention_prefill
+from tir_kernels.cpu.block_representatives import block_representatives
 from tir_kernels.cpu.isa import VectorISA
+from tir_kernels.cpu.observe import observe
 from tir_kernels.cpu.rope_append import rope_append
 from tir_kernels.cpu.rope_table import rope_table
+from tir_kernels.cpu.select_blocks import select_blocks
 from tir_kernels.rope_scaling import inv_freq
 
-from .attention_spec import AttentionSpec, attention_spec
+from .attention_spec import FUSED_ATTENTION, AttentionSpec, attention_spec
+from .cache_tables import CacheTables, LayerTables
 from .dispatch_kv_cache_creation import PAGE_SIZE
 
-_FUSED_ATTENTION = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"
 # Work items of a single-sequence decode step: enough to balance 8 threads, and few beside the work of a page.
 DECODE_TASKS = 32
-
-_positions = relax.TensorType(dtype="int32", ndim=1)
-_table = relax.TensorType(dtype="int32", ndim=2)
 
 
 @tvm.transform.module_pass(opt_level=0, name="ExplicitAttention")
 class ExplicitAttention:
     """Rewrites every ``attention_with_fused_qkv`` of an MLC-style module (before DispatchKVCacheCreation).
 
-    Once a function: ``step = kv_cache_step(kv)`` (positions, query_indptr, tiles) and the cos/sin table of the step.
-    Once a layer: ``kv_cache_layer(kv, layer)`` (k_pages, v_pages, append_slots, page_indptr, page_indices, kv_lengths),
-    ``rope_append`` (in place on the pages) and ``attention_prefill``, or ``attention_decode`` in functions whose input
-    embedding holds one token a sequence ([b, 1, hidden]).
+    Once a function: the tables of the step (``kv_cache_step``) and the cos/sin table of its positions.
+    Once a layer: its pages and tables (``kv_cache_layer``), ``rope_append`` in place on the pages, then
+
+    - ``attention_decode`` in functions whose input embedding holds one token a sequence ([b, 1, hidden]);
+    - ``attention_prefill`` in other functions, if the prefill policy is dense or the layer is below layer_skip;
+    - else observe -> select -> attend: ``block_representatives``, ``observe``, ``select_blocks`` and
+      ``attention_gated``, on the tables of ``kv_cache_gate`` (once a function) and ``kv_cache_layer_gate``.
+
+    If the decode policy compresses, ``rope_append`` also keeps the queries of the observation window
+    (``kv_cache_window``).
     """
 
-    def __init__(self, isa: VectorISA) -> None:
+    def __init__(self, isa: VectorISA, policy: Policy) -> None:
         self.isa = isa
+        self.policy = policy
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
-        rewriter = _Rewriter(mod, attention_spec(mod), self.isa)
+        rewriter = _Rewriter(mod, attention_spec(mod), self.isa, self.policy)
         for var, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 rewriter.builder_.update_func(var, rewriter.rewrite(func))
@@ -50,95 +61,123 @@ def _is_decode(func: relax.Function) -> bool:
 
 @mutator
 class _Rewriter(PyExprMutator):
-    def __init__(self, mod: IRModule, spec: AttentionSpec, isa: VectorISA) -> None:
+    def __init__(self, mod: IRModule, spec: AttentionSpec, isa: VectorISA, policy: Policy) -> None:
         super().__init__(mod)
         self.spec = spec
         self.isa = isa
-        self.kernels = {}
+        self.policy = policy
+        self.heads = {
+            "num_attention_heads": spec.num_attention_heads,
+            "num_key_value_heads": spec.num_key_value_heads,
+            "head_dim": spec.head_dim,
+            "page_size": PAGE_SIZE,
+            "dtype": spec.dtype,
+        }
+        self.kv_heads = {name: size for name, size in self.heads.items() if name != "num_attention_heads"}
+        self.segments = {"segment_size": policy.segment_size, "block_size": policy.block_size}
+        self.kernels: dict = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         self.is_decode = _is_decode(func)
-        self.step = None
+        self.tables = self.gate = None
         return self.visit_expr(func)
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
-        if call.op != tvm.ir.Op.get("relax.call_dps_packed") or call.args[0].global_symbol != _FUSED_ATTENTION:
+        if call.op != tvm.ir.Op.get("relax.call_dps_packed") or call.args[0].global_symbol != FUSED_ATTENTION:
             return call
         kv_cache, layer, sm_scale, qkv = call.args[1].fields
-        if self.step is None:
-            self._emit_step(kv_cache, qkv.ty.shape[0])
-        return self._emit_layer(kv_cache, layer, float(sm_scale.value), qkv)
+        if self.tables is None:
+            self.tables = CacheTables(self.builder_, self.spec, PAGE_SIZE, kv_cache)
+            self.step = self.tables.step()
+            self.cos_sin = self._emit_rope_table(qkv.ty.shape[0])
+        tables, q = self._emit_append(layer, qkv)
+        if self.is_decode:
+            splits = max(1, DECODE_TASKS // self.spec.num_key_value_heads)
+            attend = self._kernel(attention_decode, **self.heads, sm_scale=float(sm_scale.value), num_splits=splits)
+        elif self.policy.prefill == "dense" or int(layer.value) < self.policy.layer_skip:
+            attend = self._kernel(attention_prefill, **self.heads, sm_scale=float(sm_scale.value))
+        else:
+            return self._emit_gated_attention(layer, float(sm_scale.value), tables, q)
+        return relax.call_tir(attend, self._attention_args(tables, q, self.step.tiles), q.ty)
 
-    def _kernel(self, factory, *args, **kwargs) -> tvm.ir.GlobalVar:
-        key = (factory, args, tuple(kwargs.items()))
+    def _kernel(self, factory: Callable, **static) -> tvm.ir.GlobalVar:
+        key = (factory, tuple(static.items()))
         if key not in self.kernels:
-            self.kernels[key] = self.builder_.add_func(factory(*args, self.isa, **kwargs), factory.__name__)
+            self.kernels[key] = self.builder_.add_func(factory(**static, isa=self.isa), factory.__name__)
         return self.kernels[key]
 
-    def _emit_step(self, kv_cache: relax.Expr, num_tokens) -> None:
-        """positions, query_indptr and tiles of the coming step, and cos and sin at its positions."""
-        types = relax.TupleType([_positions, _positions, _table])
-        step = self.builder_.emit(relax.call_pure_packed("kv_cache_step", kv_cache, ty_args=types), "step")
-        self.step = [self.builder_.emit(relax.TupleGetItem(step, i)) for i in range(3)]
+    def _emit_inplace(
+        self, kernel: tvm.ir.GlobalVar, args: list, outputs: list[int], out_types: list
+    ) -> list[relax.Expr]:
+        """A kernel that updates the arguments at ``outputs`` in place (-1: a new tensor); its results."""
+        result = self.builder_.emit(relax.op.call_tir_inplace(kernel, args, outputs, out_types))
+        if len(out_types) == 1:
+            return [result]
+        return [self.builder_.emit(relax.TupleGetItem(result, i)) for i in range(len(out_types))]
+
+    def _emit_rope_table(self, num_tokens) -> relax.Expr:
         rotary_dim = self.spec.rotary_dim
         frequencies, attention_scaling = inv_freq(self.spec.rope_theta, rotary_dim, self.spec.rope_scaling_dict)
-        kernel = self._kernel(rope_table, rotary_dim, attention_scaling=attention_scaling)
-        self.cos_sin = self.builder_.emit(
-            relax.call_tir(
-                kernel,
-                [self.step[0], relax.const(frequencies, "float32")],
-                relax.TensorType((num_tokens, rotary_dim), "float32"),
-            ),
-            "cos_sin",
-        )
-        self.num_head_pages = None
+        kernel = self._kernel(rope_table, rotary_dim=rotary_dim, attention_scaling=attention_scaling)
+        args = [self.step.positions, relax.const(frequencies, "float32")]
+        out = relax.TensorType((num_tokens, rotary_dim), "float32")
+        return self.builder_.emit(relax.call_tir(kernel, args, out), "cos_sin")
 
-    def _emit_layer(self, kv_cache: relax.Expr, layer, sm_scale: float, qkv: relax.Expr) -> relax.Expr:
-        spec = self.spec
-        heads, kv_heads, head_dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-        k_pages, v_pages, slots, page_indptr, page_indices, kv_lengths = self._emit_layer_tables(kv_cache, layer)
-        q_type = relax.TensorType((qkv.ty.shape[0], heads, head_dim), spec.dtype)
-
-        append = self._kernel(rope_append, heads, kv_heads, head_dim, spec.rotary_dim, PAGE_SIZE, spec.dtype)
-        appended = self.builder_.emit(
-            relax.op.call_tir_inplace(
-                append,
-                [qkv, self.cos_sin, slots, k_pages, v_pages],
-                [-1, 3, 4],
-                [q_type, k_pages.ty, v_pages.ty],
-            ),
-            "appended",
-        )
-        q, k_pages, v_pages = (self.builder_.emit(relax.TupleGetItem(appended, i)) for i in range(3))
-
-        shape = (heads, kv_heads, head_dim, PAGE_SIZE, spec.dtype)
-        if self.is_decode:
-            splits = max(1, DECODE_TASKS // kv_heads)
-            attend = self._kernel(attention_decode, *shape, sm_scale=sm_scale, num_splits=splits)
+    def _emit_append(self, layer: relax.Expr, qkv: relax.Expr) -> tuple[LayerTables, relax.Expr]:
+        """(tables of the layer with its new pages, q [n, H, d] after RoPE)."""
+        tables = self.tables.layer(layer)
+        keeps_window = self.policy.decode != "full"
+        kernel = self._kernel(rope_append, **self.heads, rotary_dim=self.spec.rotary_dim, window=keeps_window)
+        q_type = relax.TensorType((qkv.ty.shape[0], self.spec.num_attention_heads, self.spec.head_dim), self.spec.dtype)
+        pages = [tables.k_pages, tables.v_pages]
+        args = [qkv, self.cos_sin, tables.append_slots]
+        if keeps_window:
+            query_slots, observed = self.tables.window(layer)
+            args, inplace = [*args, query_slots], [*pages, observed]
         else:
-            attend = self._kernel(attention_prefill, *shape, sm_scale=sm_scale)
-        _, query_indptr, tiles = self.step
-        return relax.call_tir(
-            attend, [q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths], q_type
-        )
+            inplace = pages
+        positions = [-1, *range(len(args), len(args) + len(inplace))]
+        types = [q_type, *(tensor.ty for tensor in inplace)]
+        q, k_pages, v_pages = self._emit_inplace(kernel, [*args, *inplace], positions, types)[:3]
+        return LayerTables(k_pages, v_pages, *list(vars(tables).values())[2:]), q
 
-    def _emit_layer_tables(self, kv_cache: relax.Expr, layer) -> list[relax.Expr]:
-        """The pages and tables of one layer. The number of pages is matched on the first layer only: it is the
-        same in all."""
-        spec = self.spec
-        pair = 2 if spec.dtype == "bfloat16" else 1
-        first = self.num_head_pages is None
-        if first:
-            self.num_head_pages = tirx.Var("num_head_pages", "int64")
-        k_shape = (self.num_head_pages, spec.head_dim // pair, PAGE_SIZE, pair)
-        v_shape = (self.num_head_pages, PAGE_SIZE // pair, spec.head_dim, pair)
-        pages = [relax.TensorType(shape, spec.dtype) for shape in (k_shape, v_shape)]
-        returned = [relax.TensorType(dtype=spec.dtype, ndim=4)] * 2 if first else pages
-        types = relax.TupleType([*returned, _table, _table, _positions, _table])
-        call = relax.call_pure_packed("kv_cache_layer", kv_cache, layer, ty_args=types)
-        tables = self.builder_.emit(call, "layer")
-        fields = [self.builder_.emit(relax.TupleGetItem(tables, i)) for i in range(6)]
-        if first:
-            fields[:2] = [self.builder_.match_cast(field, ty) for field, ty in zip(fields[:2], pages)]
-        return fields
+    def _attention_args(self, tables: LayerTables, q: relax.Expr, tiles: relax.Expr) -> list[relax.Expr]:
+        lists = [tables.page_indptr, tables.page_indices, tables.kv_lengths]
+        return [q, tables.k_pages, tables.v_pages, self.step.query_indptr, tiles, *lists]
+
+    def _emit_gated_attention(
+        self, layer: relax.Expr, sm_scale: float, tables: LayerTables, q: relax.Expr
+    ) -> relax.Expr:
+        policy = self.policy
+        is_first_layer = self.gate is None
+        if is_first_layer:
+            self.gate = self.tables.gate()
+        gate = self.gate
+        representatives, gates = self.tables.layer_gate(layer, policy.block_size)
+        kernel = self._kernel(block_representatives, **self.kv_heads, block_size=policy.block_size)
+        lists = [tables.page_indptr, tables.page_indices]
+        args = [tables.k_pages, *lists, tables.kv_lengths, gate.block_ranges, representatives]
+        (representatives,) = self._emit_inplace(kernel, args, [5], [representatives.ty])
+
+        kernel = self._kernel(
+            observe,
+            **self.heads,
+            **self.segments,
+            score_form=policy.score_form,
+            budget_form=policy.budget_form,
+            rigid_form=policy.rigid_form,
+            layer_fusion=policy.layer_fusion,
+            is_first_layer=is_first_layer,
+        )
+        args = [q, representatives, self.step.query_indptr, *lists, gate.segments, gate.parameters, gate.scores, gates]
+        gate.scores, gates = self._emit_inplace(kernel, args, [7, 8], [gate.scores.ty, gates.ty])
+
+        kernel = self._kernel(select_blocks, num_key_value_heads=self.spec.num_key_value_heads, **self.segments)
+        args = [gate.scores, gates, gate.segments, gate.parameters, gate.block_counts, gate.block_lists]
+        types = [gate.block_counts.ty, gate.block_lists.ty]
+        gate.block_counts, gate.block_lists = self._emit_inplace(kernel, args, [4, 5], types)
+
+        attend = self._kernel(attention_gated, **self.heads, **self.segments, sm_scale=sm_scale)
+        args = self._attention_args(tables, q, gate.gated_tiles)
+        return relax.call_tir(attend, [*args, gate.segments, gate.block_counts, gate.block_lists], q.ty)

@@ -6,9 +6,11 @@ import tvm
 from tvm import IRModule, relax
 from tvm.target import Target
 
+from runtime.policy import Policy
 from tir_kernels.cpu.isa import vector_isa
 from tir_kernels.weight_format import WeightFormat
 
+from .attach_compression import AttachCompression
 from .attach_embedding_allocator import AttachEmbeddingAllocator
 from .attach_logit_processing import AttachLogitProcessing
 from .attach_metadata import AttachMetadata
@@ -38,11 +40,12 @@ def cpu_pipeline(
     ----------
     target : where the library runs; its CPU features choose the kernels.
     weight_format : how matrices are stored.
-    metadata : of the library (``library_metadata``); its prefill_chunk_size, max_batch_size and vocab_size bound the
-        temporary memory. Completed in place with memory figures and attached as ``_metadata``.
+    metadata : of the library (``library_metadata``); its policy chooses the attention, and its prefill_chunk_size,
+        max_batch_size and vocab_size bound the temporary memory. Completed in place with memory figures and attached as ``_metadata``.
     debug_dump : folder for the module after each phase, or None.
     """
     isa = vector_isa(target)
+    policy = Policy.from_dict(metadata["policy"])
     bounds = {
         "seq_len": metadata["prefill_chunk_size"],
         "batch_size": metadata["max_batch_size"],
@@ -62,8 +65,9 @@ def cpu_pipeline(
                 AttachEmbeddingAllocator(metadata["prefill_chunk_size"]),
                 AttachVariableBounds(bounds, verify_bounds),
                 # Phase 1. Operators -> kernels, on the graph
-                ExplicitAttention(isa),
-                DispatchKVCacheCreation(),
+                AttachCompression(isa, policy),
+                ExplicitAttention(isa, policy),
+                DispatchKVCacheCreation(policy.cache_text()),
                 DispatchNorm(isa),
                 DispatchLinear(weight_format, isa),
                 FuseSwiGLU(isa),

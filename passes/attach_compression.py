@@ -1,0 +1,45 @@
+"""Attaches the kernels by which the KV cache object compresses itself; it calls them through their linked symbols."""
+
+import tvm
+from tvm import IRModule
+
+from runtime.policy import Policy
+from tir_kernels.cpu.compact import compact
+from tir_kernels.cpu.isa import VectorISA
+from tir_kernels.cpu.select_entries import select_entries
+from tir_kernels.cpu.window_scores import window_scores
+
+from .attention_spec import attention_spec, softmax_scale
+from .dispatch_kv_cache_creation import PAGE_SIZE
+
+
+@tvm.transform.module_pass(opt_level=0, name="AttachCompression")
+class AttachCompression:
+    """Adds the PrimFuncs ``kv_window_scores``, ``kv_select_entries`` and ``kv_compact``, unless the decode policy keeps
+    every entry (before ExplicitAttention, which takes away the calls that state the softmax scale)."""
+
+    def __init__(self, isa: VectorISA, policy: Policy) -> None:
+        self.isa = isa
+        self.policy = policy
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        if self.policy.decode == "full":
+            return mod
+        spec = attention_spec(mod)
+        pages = {
+            "num_key_value_heads": spec.num_key_value_heads,
+            "head_dim": spec.head_dim,
+            "page_size": PAGE_SIZE,
+            "dtype": spec.dtype,
+            "isa": self.isa,
+        }
+        scores = window_scores(
+            num_attention_heads=spec.num_attention_heads,
+            window=self.policy.window,
+            sm_scale=softmax_scale(mod),
+            **pages,
+        )
+        mod = mod.clone()
+        for func in (scores, select_entries(spec.num_key_value_heads, self.isa), compact(**pages)):
+            mod[func.attrs["global_symbol"]] = func
+        return mod
