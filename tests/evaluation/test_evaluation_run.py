@@ -15,13 +15,9 @@ from evaluation.session import Session
 from runtime.tokenizer import Tokenizer
 
 WEIGHTS = toy_weights()
-ROW = {
-    "category": "qa",
-    "metric": "contains",
-    "max_new_tokens": 5,
-    "answers": ["the lazy dog"],
-    "template": "{question}",
-}
+ROW = {"category": "qa", "metric": "contains", "max_new_tokens": 5, "answers": ["the lazy dog"]}
+ROW |= {"template": "{question}", "context": ""}
+RAW = ROW | {"task": "raw", "mode": "raw"}
 ROWS = {
     "raw": [RAW | {"id": f"raw/{n}", "question": f"the quick brown fox {n} jumps over"} for n in range(3)],
     "chat": [
