@@ -25,6 +25,8 @@ def window_scores(q: np.ndarray, keys: list[np.ndarray], sm_scale: float) -> lis
 
 def pooled(scores: np.ndarray, kernel: int, use_max: bool) -> np.ndarray:
     """torch's avg_pool1d (zero padding counts) or max_pool1d with stride 1 and padding kernel // 2."""
+    if len(scores) == 0:
+        return np.zeros(0)
     half = kernel // 2
     padded = np.pad(scores.astype(np.float64), half, constant_values=-np.inf if use_max else 0.0)
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel)
