@@ -73,10 +73,8 @@ class Runner:
         return list(groups.values())
 
     def _run_group(self, job: Job, group: list[EvaluatedPolicy]) -> None:
-        # The cache records the queries that compression needs only under a policy that compresses.
-        leader = next((policy for policy in group if not policy.keeps_everything), group[0])
         outcomes: dict[tuple, Outcome] = {}
-        with self._sessions[str(leader.library.path)].prompt(job.prompt_ids, leader) as prompt:
+        with self._sessions[str(group[0].library.path)].prompt(job.prompt_ids, group[0]) as prompt:
             for policy in group:
                 key = policy.decode_key()
                 if key not in outcomes:

@@ -19,9 +19,6 @@ from runtime.text_stream import StopStrings, StreamingDetokenizer
 from runtime.tokenizer import Tokenizer
 
 _PROMPT, _BRANCH = 0, 1
-# The last tokens of a prompt are computed by each branch, so that whatever the cache does at the end of a prompt
-# happens in the branch. One token would look like a generated one.
-_TAIL = 2
 # Entries beside the prompt: a second turn, and the pages a branch copies before it writes into or compresses them.
 _SPARE_ENTRIES = 16384
 
@@ -69,19 +66,21 @@ class Session:
 
     @contextmanager
     def prompt(self, token_ids: Sequence[int], policy: EvaluatedPolicy) -> Iterator[Prompt]:
-        """Compute a prompt, all but its last tokens, with the prefill settings of ``policy``."""
+        """Compute a prompt with the prefill settings of ``policy``."""
         self.configure(policy)
         self._kv.add_sequence(_PROMPT)
         try:
-            tail = self._tail(len(token_ids), policy)
-            self.prefill_in_steps(_PROMPT, 0, token_ids[:-tail], policy)
-            yield Prompt(self, token_ids[-tail:], len(token_ids))
+            logits = self.prefill_in_steps(_PROMPT, 0, token_ids, policy)
+            yield Prompt(self, len(token_ids), logits)
         finally:
             self._kv.remove_sequence(_PROMPT)
 
     @contextmanager
     def branch(self, prompt: Prompt, policy: EvaluatedPolicy) -> Iterator[Branch]:
-        """A copy of the prompt that goes on by itself under the decode settings of ``policy``."""
+        """A copy of the prompt that goes on by itself under the decode settings of ``policy``.
+
+        The cache compresses before a decode step, so what it drops it drops from the branch.
+        """
         self._kv.fork_sequence(_PROMPT, _BRANCH)
         try:
             self.configure(policy)
@@ -95,16 +94,11 @@ class Session:
         if policy.policy is not None:
             self._kv.configure(policy.policy.cache_text())
 
-    def _tail(self, length: int, policy: EvaluatedPolicy) -> int:
-        """Tokens of a prompt that are left to branches: none of a segment that would be observed."""
-        segment = 1 if policy.policy is None else policy.policy.segment_size
-        return min(_TAIL, (length - 1) % segment + 1)
-
     def prefill_in_steps(
         self, sequence: int, start: int, token_ids: Sequence[int], policy: EvaluatedPolicy
-    ) -> np.ndarray | None:
+    ) -> np.ndarray:
         """Append tokens after the first ``start``, cut into steps as the runtime cuts them; logits of the last one."""
-        logits, done = None, 0
+        done = 0
         chunk_size = self.library.metadata.prefill_chunk_size
         for length in prefill_steps(start, len(token_ids), chunk_size, policy.policy):
             logits = self.prefill(sequence, token_ids[done : done + length])
@@ -136,11 +130,11 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A computed prompt but for its ``tail``."""
+    """A computed prompt of ``length`` tokens, and the logits of the last one."""
 
     session: Session
-    tail: Sequence[int]
     length: int
+    logits: np.ndarray
 
     def branch(self, policy: EvaluatedPolicy) -> Any:
         """See Session.branch."""
@@ -154,7 +148,7 @@ class Branch:
         self._session = session
         self._policy = policy
         self.length = prompt.length
-        self.logits = session.prefill(_BRANCH, prompt.tail)
+        self.logits = prompt.logits
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Prefill more tokens."""
