@@ -1,32 +1,39 @@
 """A model library with the KV cache and nothing else: appends K and V and reads them back, through the tables only."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import tvm
 from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, PAGE
 from tvm import relax
 from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
 
 from runtime.native.build import link_options
 
 ENGINE_NAMES = ["max_batch", "max_total_seq_len", "prefill_chunk", "page_size", "support_sliding_window"]
 
 
-def build_cache_library(output: Path, dtype: str, cache_object: Path) -> Path:
+def build_cache_library(output: Path, dtype: str, cache_object: Path, kernels: Sequence[PrimFunc] = ()) -> Path:
     """Writes a library with ``create_tir_paged_kv_cache``, ``append(k, v, kv)`` and ``read(kv)`` to ``output``.
 
     append: k, v [layers, n, G, d] go to the slots of the open step. read: a tuple (k, v) a layer, each
     [B, G, entries, d]: what the step's sequences hold, found through page_indptr, page_indices and kv_lengths,
-    zero past a sequence's length.
+    zero past a sequence's length. ``kernels`` are linked in for the cache to call.
     """
-    executable = build_executable(dtype, tvm.target.Target("llvm"))
+    executable = build_executable(dtype, tvm.target.Target("llvm"), kernels)
     executable.export_library(str(output), addons=[str(cache_object)], options=link_options())
     return output
 
 
-def build_executable(dtype: str, target: tvm.target.Target) -> relax.VMExecutable:
+def build_executable(
+    dtype: str, target: tvm.target.Target, kernels: Sequence[PrimFunc] = ()
+) -> relax.VMExecutable:
     """The library's functions without the cache: it is linked in at export."""
-    return relax.build(_module(dtype), target, exec_mode="bytecode")
+    module = _module(dtype)
+    for kernel in kernels:
+        module[kernel.attrs["global_symbol"]] = kernel
+    return relax.build(module, target, exec_mode="bytecode")
 
 
 def _kernels(dtype: str):
