@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import tvm
-from compiled import compiled
+from compiled import compiled, run
 from entropy_oracle import GateParameters, Observation, best_blocks, budgets_in_tokens, gated_prefill, recurrence
 from paged_cache import NUMPY_DTYPE, PAIR, pack_keys, random_cache, unpack_keys
 from tvm.script import tirx as T
@@ -116,6 +116,7 @@ class _Steps:
             )
             self.select(scores, gates, table, parameters, counts, lists)
             gates, scores, counts, lists = (x.numpy() for x in (gates, scores, counts, lists))
+            np.testing.assert_array_equal(gates[:batch], state)
             for i, (b, s) in enumerate(keys):
                 blocks = s * p.segment_size // p.block_size
                 heads = range(shape.kv_heads)
@@ -255,3 +256,103 @@ def test_observe_and_select(isa_target, case):
         np.testing.assert_array_equal(whole[key].gates, observed.gates)
         for h in range(shape.kv_heads):
             np.testing.assert_array_equal(whole[key].lists[h], observed.lists[h])
+
+
+def test_second_layer_fuses_the_scores_of_the_first(isa_target):
+    shape = _Shape(4, 2, 64, "float32")
+    fusing = {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25}
+    parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=100, **fusing)
+    cache, queries = _prompts(shape, parameters, _LENGTHS)
+    previous, oracles = None, None
+    for is_first_layer in (True, False):
+        kernels = _Steps(isa_target, shape, parameters, is_first_layer)
+        previous = kernels.run(cache, queries, [_LENGTHS], previous)
+        oracles = _check(previous, cache, queries, shape, parameters, oracles)
+        queries = [q * 0.5 for q in queries]
+
+
+def _released_counts(entropies: np.ndarray, segments: np.ndarray, parameters: GateParameters) -> np.ndarray:
+    """Blocks of each segment as the released code counts them: float32, one number for all heads of the layer.
+
+    entropies float32 [segments, G] of the whole prompt.
+    """
+    p, f = parameters, np.float32
+    budgets = np.full(entropies.shape, f(p.base_budget))
+    for s in range(1, len(entropies)):
+        growth = (entropies[s] - entropies[s - 1]) / (entropies[s - 1] + f(1e-9))
+        r = np.clip(growth, f(0), f(1 + p.delta_t))
+        moved = budgets[s - 1] + f(p.alpha) * f(p.base_budget) * (r - f(p.delta_t))
+        budgets[s] = np.clip(moved, f(p.base_budget), f(p.max_budget_factor * p.base_budget))
+    rigid = (entropies < f(p.entropy_threshold)).all(0)
+    blocks = np.where(rigid, f(p.base_budget), budgets).astype(int) // p.block_size
+    return np.minimum(blocks.max(1), segments * p.segment_size // p.block_size)
+
+
+def test_amax_of_a_whole_prompt_counts_as_the_released_code(isa_target):
+    shape = _Shape(8, 4, 64, "float32")
+    compatible = {"budget_form": "amax", "rigid_form": "prompt", "alpha": 1.0, "delta_t": 0.1}
+    parameters = GateParameters(segment_size=64, threshold_len=64, base_budget=64, **compatible)
+    length = 64 * 14
+    cache, queries = _prompts(shape, parameters, (length, 300))
+    found = _Steps(isa_target, shape, parameters).run(cache, queries, [(length, 300)])
+    oracle = _check(found, cache, queries, shape, parameters)[0]
+    segments = np.arange(1, 13)
+    gates = np.stack([found[0, s].gates for s in segments])
+    expected = _released_counts(gates[..., 0], segments, parameters)
+    np.testing.assert_array_equal(gates[..., 2], np.repeat(expected[:, None], 4, 1))
+    assert [len(found[0, s].lists[h]) for s in segments for h in range(4)] == np.repeat(expected, 4).tolist()
+    np.testing.assert_array_equal(gates[..., 3], oracle.rigid[1:-1])
+    assert len(np.unique(expected)) > 3  # the budgets of the data do move
+
+
+def test_a_late_dynamic_segment_makes_the_prompt_form_dynamic(isa_target):
+    """Head 0 is one-hot in all segments but the last observed one; the online form sees that only then."""
+    shape = _Shape(2, 2, 64, "float32")
+    forms = {}
+    for form in ("online", "prompt"):
+        parameters = GateParameters(segment_size=64, threshold_len=64, base_budget=64, rigid_form=form)
+        cache, queries = _prompts(shape, parameters, (384, 384))
+        queries[0][256:320] /= 5000
+        found = _Steps(isa_target, shape, parameters).run(cache, queries, [(384, 384)])
+        _check(found, cache, queries, shape, parameters)
+        forms[form] = [[found[b, s].gates[0, 3] for s in range(1, 5)] for b in range(2)]
+    assert forms == {"online": [[1, 1, 1, 0], [1, 1, 1, 1]], "prompt": [[0, 0, 0, 0], [1, 1, 1, 1]]}
+
+
+def test_a_step_without_segments_changes_nothing(isa_target):
+    shape, parameters = _Shape(4, 2, 64, "bfloat16"), GateParameters(segment_size=128)
+    cache, queries = _prompts(shape, parameters, (100, 90))
+    assert _Steps(isa_target, shape, parameters).run(cache, queries, [(100, 0), (0, 90)]) == {}
+
+
+@pytest.mark.parametrize("form", ["score_form", "budget_form", "rigid_form"])
+def test_unknown_forms_are_refused(isa_target, form):
+    forms = {"score_form": "code", "budget_form": "head", "rigid_form": "online", form: "other"}
+    with pytest.raises(ValueError, match="'other' is none of"):
+        observe(4, 2, 64, _PAGE, 128, 8, "float32", isa_target[1], **forms, layer_fusion=0.0, is_first_layer=True)
+
+
+def test_logarithm(isa_target):
+    target, isa = isa_target
+
+    @T.prim_func(s_tir=True)
+    def logarithm(x_handle: T.handle, y_handle: T.handle):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        n = T.int64()
+        x = T.match_buffer(x_handle, (n,), "float32")
+        y = T.match_buffer(y_handle, (n,), "float32")
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            with isa.helpers():
+                for v in T.serial(n // isa.lanes):
+                    isa.store(y, isa.log(isa.load(x, v * isa.lanes)), v * isa.lanes)
+
+    rng = np.random.default_rng(0)
+    near_one = 1 + np.concatenate([-1, 1] * rng.uniform(0, 1, (4000, 2)) ** 8)
+    values = np.concatenate([np.exp(rng.uniform(-87, 88, 8000)), near_one]).astype(np.float32)
+    values = values[values > 0]
+    values = values[: len(values) // 16 * 16]
+    out = run(compiled(logarithm, target), values, shape=values.shape, dtype="float32")
+    expected = np.log(values.astype(np.float64))
+    np.testing.assert_allclose(out, expected, rtol=3e-7, atol=1e-8)

@@ -33,9 +33,11 @@ def vector_starts(isa: VectorISA, width: int) -> VectorStarts:
 
 
 def isa_for_width(isa: VectorISA, width: int) -> VectorISA:
-    """``isa``, or the 128-bit tier if a row of ``width`` elements is narrower than one vector of ``isa``."""
+    """``isa``, or a narrower tier of the same CPU if a row of ``width`` elements is less than one vector of ``isa``."""
     if width >= isa.lanes:
         return isa
+    if isa.lanes == 16 and width >= 8:
+        return VectorISA("avx2", 8)
     if width < 4:
         raise ValueError(f"a row of {width} elements is narrower than the smallest vector (4)")
     return VectorISA("generic", 4)
