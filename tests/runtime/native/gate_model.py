@@ -1,4 +1,4 @@
-"""What the gate of a cache has to plan and to remember, in numpy and by brute force, on top of the model of its pages."""
+"""What the gate of a cache has to plan and to remember, in numpy and by brute force, on the model of its pages."""
 
 import math
 
