@@ -1,8 +1,8 @@
 """Entropy-gated prefill of one layer and one sequence in float64 numpy, written from the published formulas.
 
 Source: arXiv 2606.09508 and CritiPrefill (arXiv 2409.12490). Names: L prompt length, H query heads, G key/value heads,
-g = H / G, S segment size, Bk block size, d head dim. Segment s is [s S, (s + 1) S) and scores the s S / Bk blocks before
-it. The last segment of a prompt, partial or full, is neither observed nor gated.
+g = H / G, S segment size, Bk block size, d head dim. Segment s is [s S, (s + 1) S) and scores the s S / Bk blocks that
+lie before it. The last segment of a prompt, partial or full, is neither observed nor gated.
 """
 
 from dataclasses import dataclass, field

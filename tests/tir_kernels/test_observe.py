@@ -71,8 +71,13 @@ class _Steps:
         representatives = block_representatives(kv_heads, d, _PAGE, p.block_size, dtype, isa)
         forms = (p.score_form, p.budget_form, p.rigid_form, p.layer_fusion, is_first_layer)
         observation = observe(shape.heads, kv_heads, d, _PAGE, p.segment_size, p.block_size, dtype, isa, *forms)
-        self.represent, self.observe = compiled(representatives, target), compiled(observation, target)
-        self.select = compiled(select_blocks(kv_heads, p.segment_size, p.block_size, isa), target)
+        selection = select_blocks(kv_heads, p.segment_size, p.block_size, isa)
+        # One library, as in a model: its kernels may differ in the width of their vectors.
+        kernels = {"represent": representatives, "observe": observation, "select": selection}
+        library = tvm.compile(
+            tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}), target
+        )
+        self.represent, self.observe, self.select = (library[name] for name in kernels)
 
     def run(self, cache, queries, steps, previous=None) -> dict[tuple[int, int], _Observed]:
         """queries[b] [L_b, H, d]; steps[i][b] new tokens; ``previous``: the result of the layer before, for fusion."""
