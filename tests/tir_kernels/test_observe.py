@@ -277,7 +277,7 @@ def test_second_layer_fuses_the_scores_of_the_first(isa_target):
 
 
 def _released_counts(entropies: np.ndarray, segments: np.ndarray, parameters: GateParameters) -> np.ndarray:
-    """Blocks of each segment as the released code counts them: float32, one number for all heads of the layer.
+    """Blocks of each segment as ops.py of SHA-4096/EntropyInfer counts them: float32, one number for all heads.
 
     entropies float32 [segments, G] of the whole prompt.
     """
