@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS
+from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, WINDOW
 from native_cache import NativeCache
 from native_gate import NativeGate
 from tvm_ffi import Shape
@@ -179,6 +179,26 @@ def test_a_copied_page_brings_its_representatives(cache, writer):
         maxima, minima = cache.representatives(1, b, 88 // BLOCK)
         np.testing.assert_array_equal(maxima, blocks.max(axis=2))
         np.testing.assert_array_equal(minima, blocks.min(axis=2))
+
+
+def test_a_compressed_sequence_is_observed_no_more(compressing_libraries):
+    cache = gate_cache(compressing_libraries, f"decode=streaming;decode_gap=0;slack=0;capacity=128;window={WINDOW}")
+    for seq in (1, 2):
+        cache.add(seq)
+        step(cache, [seq], [256], value=10 * seq)
+    cache.may_shrink(1)
+    dense_step(cache, [1], [1])
+    assert cache.exported("kv_cache_exact_from")(cache.handle, 1) > 0
+    cache.begin([1, 2], [200, 100])
+    segments, tiles, ranges, *_ = cache.gate()
+    assert segments.tolist() == [[1, 0, 4, 1, 1]] and ranges.tolist() == [[0, 0], [32, 45]]
+    assert [tile for tile in sorted(tiles.tolist()) if tile[0] == 0] == [
+        [0, 0, 64, -1], [0, 64, 64, -1], [0, 128, 64, -1], [0, 192, 8, -1],
+    ]  # fmt: skip
+    assert cache.layer_gate(1)[1][:2, 0, 0].tolist() == [12, 22]
+    cache.layer_gate(1)[1][2] = 23
+    cache.end()
+    assert values(cache, 1) == [None, 10, 11, 12, *[None] * 4] and values(cache, 2) == [None, 20, 21, 22, 23, None]
 
 
 def test_configure_changes_the_next_plan(cache):
