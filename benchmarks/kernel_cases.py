@@ -13,6 +13,7 @@ from benchmarks.huge_pages import huge_page_tensor
 from passes.dispatch_kv_cache_creation import PAGE_SIZE
 from passes.explicit_attention import DECODE_TASKS
 from tir_kernels.cpu.attention_decode import attention_decode
+from tir_kernels.cpu.attention_gated import attention_gated
 from tir_kernels.cpu.attention_prefill import QUERY_TILE, attention_prefill
 from tir_kernels.cpu.isa import vector_isa
 from tir_kernels.cpu.linear import linear, swiglu
@@ -20,6 +21,7 @@ from tir_kernels.weight_format import FORMATS
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _UNCACHED_BYTES = 512 << 20  # calls cycle through at least this much memory where the kernel streams it
+_SEGMENT_SIZE, _BLOCK_SIZE, _FIRST_GATED, _BUDGET = 512, 8, 4096, 2048  # of entropy-gated prefill, in tokens
 _RNG = np.random.default_rng(0)
 
 
@@ -67,12 +69,41 @@ def prefill_attention_case(heads: int, kv_heads: int, head_dim: int, length: int
     firsts = balanced(range(0, length, QUERY_TILE))
     tiles = np.array([(0, first) for first in firsts], np.int32)
     arguments = _attention_arguments(heads, kv_heads, head_dim, length, length, tiles, copies=1)[0]
-    flops = 4 * heads * head_dim * length * (length + 1) // 2
+    flops = 4 * heads * head_dim * _causal(length)
     return KernelCase(
         "prefill attention",
         f"{heads}/{kv_heads} heads, d {head_dim}, {length} tokens",
         lambda: compiled(*arguments),
         flops,
+        0,
+    )
+
+
+def gated_attention_case(heads: int, kv_heads: int, head_dim: int, length: int, target: Target) -> KernelCase:
+    """As prefill_attention_case, but every segment from token 4096 on sees 2048 tokens in scattered blocks and itself.
+
+    FLOPs count what is visible, so the share of the peak compares with dense attention, and the time with dense time.
+    """
+    shape = (heads, kv_heads, head_dim, PAGE_SIZE, _SEGMENT_SIZE, _BLOCK_SIZE, "bfloat16", vector_isa(target))
+    compiled = _compiled(attention_gated(*shape, sm_scale=head_dim**-0.5), target)
+    gated = range(_FIRST_GATED // _SEGMENT_SIZE, length // _SEGMENT_SIZE)
+    rows = {segment: row for row, segment in enumerate(gated)}
+    firsts = balanced(range(0, length, QUERY_TILE))
+    tiles = np.array([(0, first, QUERY_TILE, rows.get(first // _SEGMENT_SIZE, -1)) for first in firsts], np.int32)
+    segments = np.array([(0, s * _SEGMENT_SIZE, s, row, 1) for s, row in rows.items()], np.int32)
+    chosen = _BUDGET // _BLOCK_SIZE
+    lists = np.empty((len(rows), kv_heads, chosen), np.int32)
+    for row, head in np.ndindex(lists.shape[:2]):
+        lists[row, head] = np.sort(_RNG.permutation(gated[row] * _SEGMENT_SIZE // _BLOCK_SIZE)[:chosen])
+    counts = np.full(lists.shape[:2], chosen, np.int32)
+    *arguments, out = _attention_arguments(heads, kv_heads, head_dim, length, length, tiles, copies=1)[0]
+    arguments += [tvm.runtime.tensor(table) for table in (segments, counts, lists)]
+    visible = _causal(_FIRST_GATED) + len(rows) * (_SEGMENT_SIZE * _BUDGET + _causal(_SEGMENT_SIZE))
+    return KernelCase(
+        "gated attention",
+        f"{heads}/{kv_heads} heads, d {head_dim}, {length} tokens",
+        lambda: compiled(*arguments, out),
+        4 * heads * head_dim * visible,
         0,
     )
 
@@ -93,6 +124,11 @@ def decode_attention_case(heads: int, kv_heads: int, head_dim: int, length: int,
         4 * heads * head_dim * length,
         cache_bytes,
     )
+
+
+def _causal(length: int) -> int:
+    """Pairs of a query and an entry that it sees in a prompt."""
+    return length * (length + 1) // 2
 
 
 def balanced(firsts) -> list[int]:

@@ -34,6 +34,10 @@ def _compute_cases(target: Target) -> Iterator[cases.KernelCase]:
     for length in (512, 2048, 8192):
         for heads in _ATTENTION:
             yield cases.prefill_attention_case(*heads, length, target)
+    yield cases.prefill_attention_case(*_ATTENTION[0], 32768, target)
+    for length in (8192, 32768):
+        for heads in _ATTENTION:
+            yield cases.gated_attention_case(*heads, length, target)
 
 
 def _streaming_cases(target: Target) -> Iterator[cases.KernelCase]:

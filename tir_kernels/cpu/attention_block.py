@@ -190,7 +190,7 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
             e = T.sblock_alloc_buffer((2, L), "float32")
             total = T.sblock_alloc_buffer((L,), "float32")
             for i in T.unroll(R):
-                if len(next_pages) > 0:
+                if len(next_pages) > 0:  # noqa: SIM102 (known when the kernel is built, the other is not)
                     if row0 < prefetching_blocks * R:  # the memory has time now: what is needed soon and still missing
                         prefetch_share(v_pages, head_page, row0 + i)
                         prefetch_share(k_pages, next_pages[0], row0 + i)

@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 from .attention_shape import AttentionShape
 
 _CACHE_LINE = 64  # bytes
+_TIMES_ASKED = 2  # a CPU drops prefetches when its queue is full
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,15 @@ def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
                     )
 
     @T.inline
-    def prefetch(k_pages, v_pages, c, j, chosen):
-        """Ask for chosen block ``c * per_page + j`` if ``j < per_page``; the tile's segment follows the chosen ones."""
-        if j < per_page:
-            after: T.let = c * per_page + j - chosen.count
-            last: T.let = T.max(chosen.count - 1, 0)
+    def prefetch(k_pages, v_pages, c, row_block, chosen):
+        """Each of the first row blocks asks for one chosen block from number ``c * per_page`` on. The tile's own segment
+        follows the chosen blocks."""
+        if row_block < _TIMES_ASKED * per_page:
+            number: T.let = c * per_page + row_block % per_page
             block: T.let = T.if_then_else(
-                after < 0,
-                chosen.block_lists[chosen.segment, chosen.head, T.min(c * per_page + j, last)],
-                chosen.own_page * per_page + after,
+                number < chosen.count,
+                chosen.block_lists[chosen.segment, chosen.head, T.min(number, chosen.count - 1)],
+                chosen.own_page * per_page + number - chosen.count,
             )
             head_page: T.let = T.cast(chosen.page_indices[chosen.indices0 + block // per_page], "int64")
             column: T.let = block % per_page * block_size
