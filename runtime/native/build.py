@@ -17,7 +17,7 @@ def build_kv_cache_object(output: Path, compiler: str | None = None, target_trip
     """Compiles the KV cache to the object file ``output`` and returns its path.
 
     The object goes into the library through ``Executable.export_library(addons=[str(output)])``; it exports
-    ``kv_cache_create``, ``kv_cache_step`` and ``kv_cache_layer`` to the Relax VM. About 4 seconds.
+    the ``kv_cache_*`` functions of kv_cache.cc to the Relax VM. About 4 seconds.
 
     Raises UserError if there is no compiler for ``target_triple`` (None: this machine).
     """
