@@ -61,7 +61,9 @@ class CompressionMachine(RuleBasedStateMachine):
 
     @rule(decode=st.sampled_from(sorted(CHANGES)), capacity=st.sampled_from([100, 136, 200]))
     def configure(self, decode, capacity):
-        change = {"decode": decode, "capacity": capacity, **CHANGES[decode]}
+        self.configure_to({"decode": decode, "capacity": capacity, **CHANGES[decode]})
+
+    def configure_to(self, change):
         self.cache.configure(policy_text(change))
         self.model.policy.update(change)
 
@@ -241,7 +243,7 @@ class CompressionMachine(RuleBasedStateMachine):
                             )
 
     def teardown(self):
-        self.cache.configure("decode=full")
+        self.configure_to({"decode": "full"})
         for seq in self.alive():
             if self.sequences[seq].uncommitted:
                 self.commit([seq])
@@ -267,7 +269,7 @@ def test_random_operations(compressing_libraries, dtype, max_total, compress_whe
         derandomize=True,
         deadline=None,
         database=None,
-        phases=[Phase.generate],
+        phases=[Phase.generate],  # shrinking a failure takes minutes
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(machine, settings=config)
