@@ -6,171 +6,41 @@ change of a weight A by all that is at most rho A (1 - A) to first order, its ef
 times as much. Half as much again covers the higher orders, 1e-6 the roundings next to A = 1.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
-import tvm
-from compiled import compiled, run
 from entropy_oracle import GateParameters, Observation, best_blocks, budgets_in_tokens, gated_prefill, recurrence
-from paged_cache import NUMPY_DTYPE, PAIR, pack_keys, random_cache, unpack_keys
-from tvm.script import tirx as T
+from gate_steps import PAGE, GateSteps, LayerShape, ObservedSegment
+from paged_cache import NUMPY_DTYPE, random_cache
 
-from tir_kernels.cpu.block_representatives import block_representatives
 from tir_kernels.cpu.observe import observe
-from tir_kernels.cpu.select_blocks import select_blocks
-
-_PAGE = 64
 
 
-@dataclass(frozen=True)
-class _Shape:
-    heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: str
-
-
-@dataclass(frozen=True)
-class _Observed:
-    """What the kernels say of one segment: gates [G, 4], scores and lists [G] of arrays."""
-
-    gates: np.ndarray
-    scores: list[np.ndarray]
-    lists: list[np.ndarray]
-
-
-def _table(parameters: GateParameters) -> np.ndarray:
-    p = parameters
-    blocks = (p.keep_first // p.block_size, p.keep_recent // p.block_size)
-    return np.array(
-        [p.base_budget, p.entropy_threshold, p.delta_t, p.alpha, p.max_budget_factor, *blocks, 0], np.float32
-    )
-
-
-def _poisoned(cache, lengths) -> np.ndarray:
-    """The key pages as they are when only the first ``lengths`` entries of each sequence exist."""
-    keys = unpack_keys(cache.k_pages)
-    for h in range(len(cache.keys)):
-        for b, length in enumerate(lengths):
-            pages = cache.page_indices[cache.page_indptr[h, b] : cache.page_indptr[h, b + 1]]
-            keys[pages[-(-length // _PAGE) :]] = np.nan
-            if length % _PAGE:
-                keys[pages[length // _PAGE], length % _PAGE :] = np.nan
-    return pack_keys(keys, cache.k_pages.shape[-1])
-
-
-class _Steps:
-    """The compiled kernels of one layer, run step by step over the prompts of a batch."""
-
-    def __init__(self, isa_target, shape: _Shape, parameters: GateParameters, is_first_layer: bool = True):
-        target, isa = isa_target
-        p = self.parameters = parameters
-        self.shape = shape
-        kv_heads, d, dtype = shape.kv_heads, shape.head_dim, shape.dtype
-        representatives = block_representatives(kv_heads, d, _PAGE, p.block_size, dtype, isa)
-        forms = (p.score_form, p.budget_form, p.rigid_form, p.layer_fusion, is_first_layer)
-        observation = observe(shape.heads, kv_heads, d, _PAGE, p.segment_size, p.block_size, dtype, isa, *forms)
-        selection = select_blocks(kv_heads, p.segment_size, p.block_size, isa)
-        # One library, as in a model: its kernels may differ in the width of their vectors.
-        kernels = {"represent": representatives, "observe": observation, "select": selection}
-        library = tvm.compile(
-            tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}), target
-        )
-        self.represent, self.observe, self.select = (library[name] for name in kernels)
-
-    def run(self, cache, queries, steps, previous=None) -> dict[tuple[int, int], _Observed]:
-        """queries[b] [L_b, H, d]; steps[i][b] new tokens; ``previous``: the result of the layer before, for fusion."""
-        p, shape, batch = self.parameters, self.shape, len(queries)
-        per_page = _PAGE // p.block_size
-        pair, tensor = PAIR[shape.dtype], tvm.runtime.tensor
-        representatives = tensor(
-            np.full(
-                (len(cache.k_pages), shape.head_dim // pair, 2 * per_page, pair), np.nan, NUMPY_DTYPE[shape.dtype]
-            )
-        )
-        state = np.tile(np.float32([-1, p.base_budget, 0, 1]), (batch, shape.kv_heads, 1))
-        done = np.zeros(batch, int)
-        found = {}
-        for new in np.array(steps):
-            rows = np.concatenate([q[at : at + count] for q, at, count in zip(queries, done, new)])
-            query_indptr = np.cumsum([0, *new]).astype(np.int32)
-            ranges = np.stack([done // p.block_size, -(-(done + new) // p.block_size)], axis=1)
-            ranges[new == 0] = 0
-            segments, keys = self._segments(queries, done, new)
-            max_blocks = max([1, *(s * p.segment_size // p.block_size for _, s in keys)])
-            size = (len(segments), shape.kv_heads, max_blocks)
-            scores, counts = np.full(size, np.nan, np.float32), np.full(size[:2], -1, np.int32)
-            for i, key in enumerate(keys):
-                for h in range(shape.kv_heads if previous else 0):
-                    scores[i, h, : len(previous[key].scores[h])] = previous[key].scores[h]
-            gates = np.concatenate([state, np.full((len(segments), shape.kv_heads, 4), np.nan, np.float32)])
-            lengths = np.tile((done + new).astype(np.int32), (shape.kv_heads, 1))
-            pages = [tensor(x) for x in (cache.page_indptr, cache.page_indices)]
-            scores, gates, counts = tensor(scores), tensor(gates), tensor(counts)
-            lists, table, parameters = tensor(np.full(size, -1, np.int32)), tensor(segments), tensor(_table(p))
-            self.represent(
-                tensor(_poisoned(cache, done + new)),
-                *pages,
-                tensor(lengths),
-                tensor(ranges.astype(np.int32)),
-                representatives,
-            )
-            self.observe(
-                tensor(rows), representatives, tensor(query_indptr), *pages, table, parameters, scores, gates
-            )
-            self.select(scores, gates, table, parameters, counts, lists)
-            gates, scores, counts, lists = (x.numpy() for x in (gates, scores, counts, lists))
-            np.testing.assert_array_equal(gates[:batch], state)
-            for i, (b, s) in enumerate(keys):
-                blocks = s * p.segment_size // p.block_size
-                heads = range(shape.kv_heads)
-                chosen = [lists[i, h, : counts[i, h]] for h in heads]
-                found[b, s] = _Observed(gates[batch + i], [scores[i, h, :blocks] for h in heads], chosen)
-                state[b] = gates[batch + i]
-            done = done + new
-        return found
-
-    def _segments(self, queries, done, new) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """The segment table of a step and its (sequence, segment) pairs."""
-        p, rows, keys = self.parameters, [], []
-        for b, (at, count) in enumerate(zip(done, new)):
-            last = -(-len(queries[b]) // p.segment_size) - 1
-            for s in range(1, last):
-                start = s * p.segment_size
-                if at <= start and start + p.segment_size <= at + count:
-                    before = len(queries) + len(rows) - 1 if keys and keys[-1][0] == b else b
-                    rows.append((b, start - at, s, before, int(start >= p.threshold_len)))
-                    keys.append((b, s))
-        return np.array(rows, np.int32).reshape(-1, 5), keys
-
-
-def _logit_bound(observation: Observation, shape: _Shape) -> float:
+def _logit_bound(observation: Observation, shape: LayerShape) -> float:
     group = shape.heads // shape.kv_heads
     return (shape.head_dim + group + 4) * 2.0**-24 * observation.logit_magnitude
 
 
-def _weight_bound(observation: Observation, shape: _Shape) -> float:
+def _weight_bound(observation: Observation, shape: LayerShape) -> float:
     return 2 * _logit_bound(observation, shape) + 4e-6
 
 
-def _entropy_bound(observation: Observation, shape: _Shape, paper: bool) -> float:
+def _entropy_bound(observation: Observation, shape: LayerShape, paper: bool) -> float:
     A = np.maximum(observation.weights, 1e-300)
     # The averages of the paper form have no common normaliser, so a weight near 1 may change by all of rho.
     change = A if paper else A * (1 - observation.weights)
     return float(1.5 * _weight_bound(observation, shape) * (change * (np.abs(np.log(A + 1e-9)) + 1)).sum() + 1e-6)
 
 
-def _score_bound(observation: Observation, shape: _Shape, parameters: GateParameters) -> np.ndarray:
+def _score_bound(observation: Observation, shape: LayerShape, parameters: GateParameters) -> np.ndarray:
     if parameters.score_form == "code" and not parameters.layer_fusion:
         return np.full(len(observation.scores), _logit_bound(observation, shape))
     return 1.5 * _weight_bound(observation, shape) * np.abs(observation.scores) + 1e-37
 
 
-def _prompts(shape: _Shape, parameters: GateParameters, lengths):
+def _prompts(shape: LayerShape, parameters: GateParameters, lengths):
     """A cache and queries: head 0 sharp enough to be one-hot, the others of another temperature in each segment."""
     rng = np.random.default_rng(3)
-    cache = random_cache(rng, [list(lengths)] * shape.kv_heads, shape.head_dim, _PAGE, shape.dtype)
+    cache = random_cache(rng, [list(lengths)] * shape.kv_heads, shape.head_dim, PAGE, shape.dtype)
     group, queries = shape.heads // shape.kv_heads, []
     for length in lengths:
         segments = -(-length // parameters.segment_size)
@@ -182,7 +52,7 @@ def _prompts(shape: _Shape, parameters: GateParameters, lengths):
     return cache, queries
 
 
-def _check(found, cache, queries, shape: _Shape, parameters: GateParameters, previous=None) -> list:
+def _check(found, cache, queries, shape: LayerShape, parameters: GateParameters, previous=None) -> list:
     """Compare with the oracle, prompt by prompt, and return its results."""
     p, oracles = parameters, []
     for b, q in enumerate(queries):
@@ -216,7 +86,7 @@ def _check(found, cache, queries, shape: _Shape, parameters: GateParameters, pre
     return oracles
 
 
-def _check_blocks(actual: _Observed, h: int, expected: Observation, selected, shape, parameters) -> None:
+def _check_blocks(actual: ObservedSegment, h: int, expected: Observation, selected, shape, parameters) -> None:
     """A block may only differ from the oracle's choice if its score is as good as the threshold's."""
     if not selected:
         assert len(actual.lists[h]) == 0
@@ -234,12 +104,15 @@ def _check_blocks(actual: _Observed, h: int, expected: Observation, selected, sh
 _LENGTHS = (1000, 100, 640)
 _STEPS = ((256, 100, 0), (512, 0, 256), (128, 0, 384), (104, 0, 0))
 _CASES = {
-    "code": (_Shape(14, 2, 64, "bfloat16"), {}),
-    "online-sharp-first": (_Shape(3, 3, 80, "bfloat16"), {"alpha": 2.0, "block_size": 16}),
-    "f32-amax": (_Shape(6, 2, 96, "float32"), {"budget_form": "amax", "block_size": 32}),
-    "paper": (_Shape(4, 2, 64, "float32"), {"score_form": "paper", "entropy_threshold": 3.0}),
-    "paper-block16": (_Shape(12, 2, 64, "bfloat16"), {"score_form": "paper", "block_size": 16}),
-    "critiprefill": (_Shape(8, 2, 64, "bfloat16"), {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25}),
+    "code": (LayerShape(14, 2, 64, "bfloat16"), {}),
+    "no-group-block16": (LayerShape(3, 3, 80, "bfloat16"), {"alpha": 2.0, "block_size": 16}),
+    "f32-amax": (LayerShape(6, 2, 96, "float32"), {"budget_form": "amax", "block_size": 32}),
+    "paper": (LayerShape(4, 2, 64, "float32"), {"score_form": "paper", "entropy_threshold": 3.0}),
+    "paper-block16": (LayerShape(12, 2, 64, "bfloat16"), {"score_form": "paper", "block_size": 16}),
+    "critiprefill": (
+        LayerShape(8, 2, 64, "bfloat16"),
+        {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25},
+    ),
 }
 
 
@@ -248,7 +121,7 @@ def test_observe_and_select(isa_target, case):
     shape, changed = _CASES[case]
     parameters = GateParameters(**{"segment_size": 128, "threshold_len": 256, "base_budget": 100, **changed})
     cache, queries = _prompts(shape, parameters, _LENGTHS)
-    kernels = _Steps(isa_target, shape, parameters)
+    kernels = GateSteps(isa_target, shape, parameters)
     found = kernels.run(cache, queries, _STEPS)
     oracles = _check(found, cache, queries, shape, parameters)
     if parameters.score_form == "code":
@@ -264,13 +137,13 @@ def test_observe_and_select(isa_target, case):
 
 
 def test_second_layer_fuses_the_scores_of_the_first(isa_target):
-    shape = _Shape(4, 2, 64, "float32")
+    shape = LayerShape(4, 2, 64, "float32")
     fusing = {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25}
     parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=100, **fusing)
     cache, queries = _prompts(shape, parameters, _LENGTHS)
     previous, oracles = None, None
     for is_first_layer in (True, False):
-        kernels = _Steps(isa_target, shape, parameters, is_first_layer)
+        kernels = GateSteps(isa_target, shape, parameters, is_first_layer)
         previous = kernels.run(cache, queries, [_LENGTHS], previous)
         oracles = _check(previous, cache, queries, shape, parameters, oracles)
         queries = [q * 0.5 for q in queries]
@@ -294,12 +167,12 @@ def _released_counts(entropies: np.ndarray, segments: np.ndarray, parameters: Ga
 
 
 def test_amax_of_a_whole_prompt_counts_as_the_released_code(isa_target):
-    shape = _Shape(8, 4, 64, "float32")
+    shape = LayerShape(8, 4, 64, "float32")
     compatible = {"budget_form": "amax", "rigid_form": "prompt", "alpha": 1.0, "delta_t": 0.1}
     parameters = GateParameters(segment_size=64, threshold_len=64, base_budget=64, **compatible)
     length = 64 * 14
     cache, queries = _prompts(shape, parameters, (length, 300))
-    found = _Steps(isa_target, shape, parameters).run(cache, queries, [(length, 300)])
+    found = GateSteps(isa_target, shape, parameters).run(cache, queries, [(length, 300)])
     oracle = _check(found, cache, queries, shape, parameters)[0]
     segments = np.arange(1, 13)
     gates = np.stack([found[0, s].gates for s in segments])
@@ -312,52 +185,26 @@ def test_amax_of_a_whole_prompt_counts_as_the_released_code(isa_target):
 
 def test_a_late_dynamic_segment_makes_the_prompt_form_dynamic(isa_target):
     """Head 0 is one-hot in all segments but the last observed one; the online form sees that only then."""
-    shape = _Shape(2, 2, 64, "float32")
+    shape = LayerShape(2, 2, 64, "float32")
     forms = {}
     for form in ("online", "prompt"):
         parameters = GateParameters(segment_size=64, threshold_len=64, base_budget=64, rigid_form=form)
         cache, queries = _prompts(shape, parameters, (384, 384))
         queries[0][256:320] /= 5000
-        found = _Steps(isa_target, shape, parameters).run(cache, queries, [(384, 384)])
+        found = GateSteps(isa_target, shape, parameters).run(cache, queries, [(384, 384)])
         _check(found, cache, queries, shape, parameters)
         forms[form] = [[found[b, s].gates[0, 3] for s in range(1, 5)] for b in range(2)]
     assert forms == {"online": [[1, 1, 1, 0], [1, 1, 1, 1]], "prompt": [[0, 0, 0, 0], [1, 1, 1, 1]]}
 
 
 def test_a_step_without_segments_changes_nothing(isa_target):
-    shape, parameters = _Shape(4, 2, 64, "bfloat16"), GateParameters(segment_size=128)
+    shape, parameters = LayerShape(4, 2, 64, "bfloat16"), GateParameters(segment_size=128)
     cache, queries = _prompts(shape, parameters, (100, 90))
-    assert _Steps(isa_target, shape, parameters).run(cache, queries, [(100, 0), (0, 90)]) == {}
+    assert GateSteps(isa_target, shape, parameters).run(cache, queries, [(100, 0), (0, 90)]) == {}
 
 
 @pytest.mark.parametrize("form", ["score_form", "budget_form", "rigid_form"])
 def test_unknown_forms_are_refused(isa_target, form):
     forms = {"score_form": "code", "budget_form": "head", "rigid_form": "online", form: "other"}
     with pytest.raises(ValueError, match="'other' is none of"):
-        observe(4, 2, 64, _PAGE, 128, 8, "float32", isa_target[1], **forms, layer_fusion=0.0, is_first_layer=True)
-
-
-def test_logarithm(isa_target):
-    target, isa = isa_target
-
-    @T.prim_func(s_tir=True)
-    def logarithm(x_handle: T.handle, y_handle: T.handle):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        n = T.int64()
-        x = T.match_buffer(x_handle, (n,), "float32")
-        y = T.match_buffer(y_handle, (n,), "float32")
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
-            with isa.helpers():
-                for v in T.serial(n // isa.lanes):
-                    isa.store(y, isa.log(isa.load(x, v * isa.lanes)), v * isa.lanes)
-
-    rng = np.random.default_rng(0)
-    near_one = 1 + np.concatenate([-1, 1] * rng.uniform(0, 1, (4000, 2)) ** 8)
-    values = np.concatenate([np.exp(rng.uniform(-87, 88, 8000)), near_one]).astype(np.float32)
-    values = values[values > 0]
-    values = values[: len(values) // 16 * 16]
-    out = run(compiled(logarithm, target), values, shape=values.shape, dtype="float32")
-    expected = np.log(values.astype(np.float64))
-    np.testing.assert_allclose(out, expected, rtol=3e-7, atol=1e-8)
+        observe(4, 2, 64, PAGE, 128, 8, "float32", isa_target[1], **forms, layer_fusion=0.0, is_first_layer=True)
