@@ -68,7 +68,7 @@ inline void WindowScores(const Tensor& observed, int64_t first_row, int64_t newe
              kv_lengths, scores);
 }
 
-// kept int32 [G, max_kept], kept_lengths int32 [G]: the entries to keep, ascending, the policy.tail() newest among them.
+// kept int32 [G, max_kept], kept_lengths int32 [G]: the entries to keep, ascending; the policy.tail() newest are there.
 inline void SelectEntries(DLTensor* scores, DLTensor* kv_lengths, DLTensor* kept, DLTensor* kept_lengths,
                           const Policy& policy) {
   CallKernel(__tvm_ffi_kv_select_entries, scores, kv_lengths, kept, kept_lengths,

@@ -6,6 +6,14 @@
 
 namespace entropy_mlc {
 
+// Below exact_from a compressed sequence has lost entries, so it cannot become its own beginning again.
+inline void RequireExact(const Sequence& sequence, int64_t id, int64_t position) {
+  if (position < sequence.exact_from) {
+    TVM_FFI_THROW(ValueError) << "Sequence " << id << " was compressed and is whole only from position "
+                              << sequence.exact_from << " on; it cannot be cut or read at " << position << ".";
+  }
+}
+
 class EntryLayout {
  public:
   EntryLayout(const CacheConfig& config, PageStore* store, PagePool* pool)

@@ -9,7 +9,9 @@ ffi::ObjectRef Create(ffi::Shape engine, ffi::Shape model, ffi::String dtype, ff
   static const KVAbi abi = ProbeKVAbi();
   CacheConfig config = CacheConfig::Parse(engine, model, dtype);
   Policy policy = Policy::Parse(policy_text);
-  if (abi.checkpoint && abi.shared_kv) return MakeKVCache<abi_checkpoint_shared_kv::AttentionKVCacheObj>(config, policy);
+  if (abi.checkpoint && abi.shared_kv) {
+    return MakeKVCache<abi_checkpoint_shared_kv::AttentionKVCacheObj>(config, policy);
+  }
   if (abi.checkpoint) return MakeKVCache<abi_checkpoint::AttentionKVCacheObj>(config, policy);
   if (abi.shared_kv) return MakeKVCache<abi_shared_kv::AttentionKVCacheObj>(config, policy);
   return MakeKVCache<abi_base::AttentionKVCacheObj>(config, policy);

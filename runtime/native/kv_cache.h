@@ -1,5 +1,5 @@
 // The KV cache itself: sequences, pages and the plan of the open step. Every method checks first and changes after, so
-// an exception leaves the cache as it was.
+// an exception leaves the cache as it was, but for sequences that BeginForward has compressed before it found no room.
 #pragma once
 #include <utility>
 #include <vector>
@@ -8,6 +8,7 @@
 #include "compression_schedule.h"
 #include "entry_layout.h"
 #include "gate_step.h"
+#include "inspection.h"
 #include "page_pool.h"
 #include "page_store.h"
 #include "policy.h"
@@ -224,15 +225,7 @@ class KVCache {
   Tensor Positions(int64_t id, int64_t layer, int64_t head) const {
     const Sequence& sequence = sequences_.Find(id);
     RequireLayer(layer);
-    if (head < 0 || head >= config_.num_key_value_heads) {
-      TVM_FFI_THROW(ValueError) << "The KV cache has " << config_.num_key_value_heads << " KV heads and no head "
-                                << head << ".";
-    }
-    StepTable positions;
-    int64_t entries = sequence.entries(layer, head);
-    positions.Reserve(entries);
-    for (int64_t i = 0; i < entries; ++i) positions.data()[i] = sequence.position(layer, head, i);
-    return positions.Publish({entries});
+    return ReadPositions(sequence, layer, head, config_);
   }
 
   int64_t ExactFrom(int64_t id) const { return sequences_.Find(id).exact_from; }
@@ -243,16 +236,9 @@ class KVCache {
     return ReadGates(sequence.gate, sequence.length, config_, policy_);
   }
 
-  // Copies the entries of tokens [begin, end) of a sequence to compact tensors [num_layers, end - begin, G, head_dim] of
-  // the cache's dtype.
+  // Copies the entries of tokens [begin, end) of a sequence, see ReadTokens.
   void DebugGetKV(int64_t id, int64_t begin, int64_t end, const Tensor& k, const Tensor& v) const {
-    const Sequence& sequence = sequences_.Find(id);
-    if (begin < 0 || begin >= end || end > sequence.length) {
-      TVM_FFI_THROW(ValueError) << "Entries " << begin << " to " << end << " are not in sequence " << id << ", which "
-                                << "has " << sequence.length << ".";
-    }
-    RequireExact(sequence, id, begin);
-    store_.ReadEntries(sequence, begin, end, EntryData(k, end - begin), EntryData(v, end - begin));
+    ReadTokens(sequences_.Find(id), id, begin, end, store_, config_, k, v);
   }
 
  private:
@@ -267,26 +253,6 @@ class KVCache {
   void RequireLayer(int64_t layer) const {
     if (layer < 0 || layer >= config_.num_layers) {
       TVM_FFI_THROW(ValueError) << "The KV cache has " << config_.num_layers << " layers and no layer " << layer << ".";
-    }
-  }
-  void* EntryData(const Tensor& tensor, int64_t length) const {
-    const int64_t expected[4] = {config_.num_layers, length, config_.num_key_value_heads, config_.head_dim};
-    bool fits = tensor.ndim() == 4 && std::equal(expected, expected + 4, tensor.shape().begin()) &&
-                tensor.IsContiguous() && tensor.device().device_type == kDLCPU && tensor.dtype() == config_.dtype;
-    if (!fits) {
-      TVM_FFI_THROW(ValueError) << "K and V must be compact CPU tensors of shape [" << expected[0] << ", "
-                                << expected[1] << ", " << expected[2] << ", " << expected[3]
-                                << "] and of the cache's dtype "
-                                << ffi::DLDataTypeToString(config_.dtype) << ".";
-    }
-    return static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset();
-  }
-
-  // Below exact_from a compressed sequence has lost entries, so it cannot become its own beginning again.
-  static void RequireExact(const Sequence& sequence, int64_t id, int64_t position) {
-    if (position < sequence.exact_from) {
-      TVM_FFI_THROW(ValueError) << "Sequence " << id << " was compressed and is whole only from position "
-                                << sequence.exact_from << " on; it cannot be cut or read at " << position << ".";
     }
   }
 

@@ -254,10 +254,10 @@ class CompressionMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("dtype, max_total, compress_when, examples", [
-    ("float32", 8192, "always", 25),
-    ("bfloat16", 8192, "always", 10),
-    ("float32", 700, "always", 25),
-    ("float32", 700, "pressure", 15),
+    ("float32", 8192, "always", 50),
+    ("bfloat16", 8192, "always", 20),
+    ("float32", 700, "always", 50),
+    ("float32", 700, "pressure", 40),
 ])
 def test_random_operations(compressing_libraries, dtype, max_total, compress_when, examples):
     members = {"max_total": max_total, "compress_when": compress_when}
