@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from evaluation.code_sandbox import pass_at_1
 from evaluation.metrics import TEXT_METRICS
 from evaluation.policies import EvaluatedPolicy
-from evaluation.prompts import answer_ids, second_turn_ids
+from evaluation.prompts import answer_ids, letter_ids, second_turn_ids
 from evaluation.rows import Row
 from evaluation.session import Branch, Prompt, log_probability
 from runtime.errors import UserError
@@ -64,7 +64,7 @@ def measure(
         answer = branch.answer(row.max_new_tokens, row.stop)
         if second_turn and row.second is not None and tokenizer.has_chat_template:
             second = _second_turn(tokenizer, branch, row)
-    reference = answer_ids(tokenizer, row.answers[0])[:max_answer_tokens]
+    reference = answer_ids(tokenizer, row)[:max_answer_tokens]
     with prompt.branch(policy) as branch:
         log_likelihood = branch.log_likelihood(reference)
     reason = ""
@@ -104,5 +104,5 @@ def _letter_score(
     if not choices:
         return {}
     letters = _LETTERS[: len(choices)]
-    likelihoods = [log_probability(branch.logits, answer_ids(tokenizer, letter)[0]) for letter in letters]
+    likelihoods = [log_probability(branch.logits, token_id) for token_id in letter_ids(tokenizer, letters)]
     return {"letter_acc": float(letters[int(np.argmax(likelihoods))] in answers)}

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from evaluation.bootstrap import Interval, paired_interval
 from evaluation.store import Result
 
+ALL = "all"
 LENGTH_EDGES = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 _Score = Callable[[Result], float]
@@ -74,8 +75,8 @@ def summarize(results: Iterable[Result], policies: Sequence[str], baseline: str)
         other_scores=_other_scores(table),
         categories=_categories(table, tasks),
         log_likelihood=[
-            *table.lines(lambda r: ("", r.category), _log_likelihood),
-            *table.lines(lambda r: ("", "all"), _log_likelihood),
+            *sorted(table.lines(lambda r: ("", r.category), _log_likelihood), key=lambda line: line.name),
+            *table.lines(lambda r: ("", ALL), _log_likelihood),
         ],
         retrieval_by_length=retrieval.lines(lambda r: ("", length_bucket(r.prompt_tokens)), _first_score),
         second_turn=second.lines(lambda r: (r.category, r.task), _second_score),
@@ -124,13 +125,16 @@ class _Table:
 
 
 def _categories(table: _Table, tasks: list[Line]) -> list[Line]:
-    lines = table.lines(lambda r: ("", r.category), _first_score)
+    """A line a category, and one of all tasks."""
+    lines = sorted(table.lines(lambda r: ("", r.category), _first_score), key=lambda line: line.name)
+    lines += table.lines(lambda r: ("", ALL), _first_score)
     groups: dict[str, list[Line]] = defaultdict(list)
     for task in tasks:
         groups[task.group].append(task)
+        groups[ALL].append(task)
     return [
         line.model_copy(update={"means": {p: fmean(t.means[p] for t in groups[line.name]) for p in table.policies}})
-        for line in sorted(lines, key=lambda line: line.name)
+        for line in lines
     ]
 
 

@@ -126,14 +126,23 @@ def test_second_turn_goes_on_from_the_first(run, toy_model) -> None:
     assert "Second-turn questions" in run("--tasks", "chat", "--second-turn")[0].output
 
 
-def test_one_prefill_serves_policies_that_differ_in_decoding(run, toy_model, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "prefills"),
+    [
+        ((*POLICIES[2:], "--baseline", "latent"), 1),
+        ((), 2),  # dense beside what the library is for: another threshold
+        (("--share-short-prompts",), 1),
+    ],
+)
+def test_prefills_are_shared(run, toy_model, monkeypatch, arguments: tuple[str, ...], prefills: int) -> None:
     steps = []
     prefill = Session.prefill
     monkeypatch.setattr(Session, "prefill", lambda *a: steps.append((a[1], len(a[2]))) or prefill(*a))
-    run("--tasks", "raw", "--rows", "1", *POLICIES[2:], "--baseline", "latent")
+    _, results = run("--tasks", "raw", "--rows", "1", *arguments)
+    assert len(results) == 2
     length = len(prompt(Tokenizer(toy_model), ROWS["raw"][0]))
     shared = [count for sequence, count in steps if sequence == 0]
-    assert sum(shared) == length and max(shared) <= CHUNK and len(shared) == len(steps)
+    assert sum(shared) == length * prefills and max(shared) <= CHUNK and len(shared) == len(steps)
 
 
 def test_stop_strings_end_an_answer(run, toy_model, data, tmp_path) -> None:

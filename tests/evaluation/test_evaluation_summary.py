@@ -38,7 +38,7 @@ def means(lines):
 def test_figures(summary) -> None:
     assert (summary.rows, summary.incomplete_rows) == (3, 1)
     assert means(summary.tasks) == {"needles": (2, 1.0, 0.5), "pairs": (1, 0.5, 0.25)}
-    assert means(summary.categories) == {"retrieval": (3, 0.75, 0.375)}  # of tasks, not of rows
+    assert means(summary.categories) == {"retrieval": (3, 0.75, 0.375), "all": (3, 0.75, 0.375)}  # of tasks
     assert means(summary.retrieval_by_length) == {
         "<= 1k": (1, 1.0, 1.0),
         "<= 4k": (1, 1.0, 0.0),
