@@ -7,13 +7,13 @@ Middle (Liu et al. 2023). A row depends on its number and the seed only, so addi
 from __future__ import annotations
 
 import json
-import uuid
 import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from evaluation.haystack import CountTokens, Haystack, longest
+from evaluation.random_names import random_depth, random_keys, random_numbers, random_uuid, random_variables
 from evaluation.rows import Row, SecondQuestion
 from runtime.errors import UserError
 
@@ -22,9 +22,6 @@ DEPTHS = (0.5, 0.0, 1.0, 0.25, 0.75)
 _NUMBER_TOKENS = 32
 _UUID_TOKENS = 110
 _NAMES_TOKENS = 60
-
-_ADJECTIVES = "amber brisk calm dusty eager faded gentle hollow ivory jolly keen lucid mellow nimble opal proud".split()
-_NOUNS = "anchor bridge candle desert ember forest glacier harbor island jacket kettle lantern meadow orchard".split()
 
 _Inserts = list[tuple[float, str]]  # (depth 0 .. 1, line)
 
@@ -79,21 +76,21 @@ class Generator:
 
     def single(self, rng: np.random.Generator, length: int, depth: float) -> Row:
         """One number to find; the second question is for another one."""
-        keys, values = _keys(rng, 2), _numbers(rng, 2)
-        return self._needles(rng, length, [(depth, keys[0], values[0])], (_anywhere(rng), keys[1], values[1]))
+        keys, values = random_keys(rng, 2), random_numbers(rng, 2)
+        return self._needles(rng, length, [(depth, keys[0], values[0])], (random_depth(rng), keys[1], values[1]))
 
     def multikey(self, rng: np.random.Generator, length: int, depth: float) -> Row:
         """One number to find among those of four keys; the second question is for another of them."""
-        keys, values = _keys(rng, 4), _numbers(rng, 4)
-        others = [(_anywhere(rng), key, value) for key, value in zip(keys[2:], values[2:])]
-        second = (_anywhere(rng), keys[1], values[1])
+        keys, values = random_keys(rng, 4), random_numbers(rng, 4)
+        others = [(random_depth(rng), key, value) for key, value in zip(keys[2:], values[2:])]
+        second = (random_depth(rng), keys[1], values[1])
         return self._needles(rng, length, [(depth, keys[0], values[0])], second, others)
 
     def multivalue(self, rng: np.random.Generator, length: int, depth: float) -> Row:
         """Three numbers of one key to find, the first of them at ``depth``."""
-        keys, values = _keys(rng, 2), _numbers(rng, 4)
-        asked = [(place, keys[0], value) for place, value in zip((depth, _anywhere(rng), _anywhere(rng)), values)]
-        return self._needles(rng, length, asked, (_anywhere(rng), keys[1], values[3]))
+        keys, values = random_keys(rng, 2), random_numbers(rng, 4)
+        asked = [(place, keys[0], value) for place, value in zip((depth, random_depth(rng), random_depth(rng)), values)]
+        return self._needles(rng, length, asked, (random_depth(rng), keys[1], values[3]))
 
     def _needles(
         self,
@@ -146,7 +143,9 @@ class Generator:
             "Extract the value corresponding to the specified key in the JSON object below. Reply with the value only."
             '\n\nJSON data:\n{context}\n\nKey: "{question}"\nCorresponding value:'
         )
-        pairs = [(_uuid(rng), _uuid(rng)) for _ in range(max(2, length // 24))]  # a pair has more than 24 tokens
+        pairs = [
+            (random_uuid(rng), random_uuid(rng)) for _ in range(max(2, length // 24))
+        ]  # a pair has more than 24 tokens
 
         def text(count: int) -> str:
             return json.dumps(dict(pairs[:count]), indent=0)
@@ -185,7 +184,7 @@ class Generator:
             "Memorize and track the chain of variable assignments hidden in the following text.\n\n{context}\n\n"
             "{question}"
         )
-        names, numbers = _variables(rng, 8), _numbers(rng, 2)
+        names, numbers = random_variables(rng, 8), random_numbers(rng, 2)
         inserts: _Inserts = []
         starts = (min(depth, 0.9), float(rng.uniform(0.0, 0.5)))
         for chain, (start, number) in enumerate(zip(starts, numbers)):
@@ -238,30 +237,6 @@ class Generator:
         for place, (_, line) in reversed(list(zip(places[1:], ordered))):
             lines.insert(place, line)
         return "\n".join(lines)
-
-
-def _anywhere(rng: np.random.Generator) -> float:
-    return float(rng.uniform(0.05, 0.95))
-
-
-def _keys(rng: np.random.Generator, count: int) -> list[str]:
-    """Names that share no word."""
-    adjectives, nouns = rng.permutation(_ADJECTIVES)[:count], rng.permutation(_NOUNS)[:count]
-    return [f"{adjective}-{noun}" for adjective, noun in zip(adjectives, nouns)]
-
-
-def _numbers(rng: np.random.Generator, count: int) -> list[str]:
-    return [str(1_000_000 + n) for n in rng.choice(9_000_000, count, replace=False)]
-
-
-def _variables(rng: np.random.Generator, count: int) -> list[str]:
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    codes = rng.choice(26**5, count, replace=False)
-    return ["".join(letters[code // 26**place % 26] for place in range(5)) for code in codes]
-
-
-def _uuid(rng: np.random.Generator) -> str:
-    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
 _MAKERS: dict[str, Callable[[Generator, np.random.Generator, int, float], Row]] = {

@@ -68,12 +68,14 @@ class Session:
     def prompt(self, token_ids: Sequence[int], policy: EvaluatedPolicy) -> Iterator[Prompt]:
         """Compute a prompt with the prefill settings of ``policy``."""
         self.configure(policy)
-        self._kv.add_sequence(_PROMPT)
         try:
+            self._kv.add_sequence(_PROMPT)
             logits = self.prefill_in_steps(_PROMPT, 0, token_ids, policy)
             yield Prompt(self, len(token_ids), logits)
-        finally:
             self._kv.remove_sequence(_PROMPT)
+        except BaseException:  # perhaps in the middle of a step, where only clear() is allowed
+            self._kv.clear()
+            raise
 
     @contextmanager
     def branch(self, prompt: Prompt, policy: EvaluatedPolicy) -> Iterator[Branch]:
@@ -82,13 +84,11 @@ class Session:
         The cache compresses before a decode step, so what it drops it drops from the branch.
         """
         self._kv.fork_sequence(_PROMPT, _BRANCH)
-        try:
-            self.configure(policy)
-            if not policy.keeps_everything:
-                self._kv.enable_sliding_window(_BRANCH, self.library.metadata.context_window_size)
-            yield Branch(self, prompt, policy)
-        finally:
-            self._kv.remove_sequence(_BRANCH)
+        self.configure(policy)
+        if not policy.keeps_everything:
+            self._kv.enable_sliding_window(_BRANCH, self.library.metadata.context_window_size)
+        yield Branch(self, prompt, policy)
+        self._kv.remove_sequence(_BRANCH)  # after an exception, prompt() clears everything
 
     def configure(self, policy: EvaluatedPolicy) -> None:
         if policy.policy is not None:

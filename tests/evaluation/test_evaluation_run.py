@@ -12,6 +12,7 @@ from evaluation.__main__ import app
 from evaluation.prompts import second_turn_ids
 from evaluation.rows import Row
 from evaluation.session import Session
+from runtime.library import ModelLibrary
 from runtime.tokenizer import Tokenizer
 
 WEIGHTS = toy_weights()
@@ -173,6 +174,24 @@ def test_an_interrupted_run_goes_on(run, monkeypatch) -> None:
     assert measured[4:].count("chat/0") == 0 and {k: complete[k] for k in results} == results
     third, _ = run()
     assert len(measured) == 13 and "6 rows, 2 policies." in third.output
+
+
+@pytest.mark.parametrize("function", ["prefill", "decode"])
+def test_ctrl_c_in_the_middle_of_a_step(run, monkeypatch, function: str) -> None:
+    calls = []
+    step = getattr(ModelLibrary, function)
+
+    def interrupted(*arguments):
+        calls.append(step(*arguments))
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(ModelLibrary, function, interrupted)
+    first, results = run()
+    assert first.exit_code == 130 and len(results) < 12
+    second, results = run()
+    assert second.exit_code == 0 and len(results) == 12
 
 
 def test_generated_rows_that_are_too_long_are_left_out(run, tmp_path) -> None:
