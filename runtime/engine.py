@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from runtime.artifact import find_library, read_chat_config
 from runtime.errors import UserError
 from runtime.library import ModelLibrary
@@ -117,6 +119,18 @@ class Engine:
     def cache_lengths(self) -> tuple[int, int]:
         """Tokens in the cache, and entries held of them (fewer after a compression)."""
         return len(self._sequence.token_ids), self._sequence.num_held_entries
+
+    def gates(self) -> np.ndarray:
+        """The record of the prefill in the cache, as ``CachedSequence.gates`` describes it."""
+        return self._sequence.gates()
+
+    def held_positions(self) -> list[list[np.ndarray]]:
+        """``[layer][kv head]``: int32 positions of the tokens whose entries the cache holds."""
+        cache = self.metadata.kv_cache
+        return [
+            [self._sequence.held_positions(layer, head) for head in range(cache.num_key_value_heads)]
+            for layer in range(cache.num_hidden_layers)
+        ]
 
     def clear_cache(self) -> None:
         """Forget the last prompt and answer: the next prompt is computed from its beginning."""

@@ -10,7 +10,7 @@ import typer
 
 from runtime.console import PrefillProgress, speeds, user_errors
 from runtime.engine import Engine, Usage
-from runtime.errors import UserError
+from runtime.prompt_source import prompt_text
 from runtime.settings import apply_settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -33,7 +33,7 @@ def main(
 ) -> None:
     """Answer one prompt. The answer goes to stdout, progress and speed to stderr."""
     with user_errors():
-        text = _prompt_text(prompt, prompt_file, question)
+        text = prompt_text(prompt, prompt_file, question)
         engine = Engine(model_dir, model_lib, policy)
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         sampling = engine.default_sampling.changed(**{k: v for k, v in options.items() if v is not None})
@@ -47,27 +47,6 @@ def main(
                 usage = output.usage
         sys.stdout.write("\n")
     print(f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out; {speeds(usage)}", file=sys.stderr)
-
-
-def _prompt_text(prompt: str | None, prompt_file: Path | None, question: str | None) -> str:
-    if (prompt is None) == (prompt_file is None):
-        raise UserError("give one prompt: either --prompt or --prompt-file")
-    if question is not None and prompt_file is None:
-        raise UserError("--question asks about a document: name it with --prompt-file")
-    text = prompt if prompt_file is None else _read_text(prompt_file)
-    if not text.strip():
-        source = "the prompt" if prompt_file is None else f"the prompt file {prompt_file}"
-        raise UserError(f"{source} is empty: give it some text")
-    return text if question is None else f"{text.rstrip()}\n\n{question}"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as err:
-        raise UserError(f"the prompt file {path} is not UTF-8 (byte {err.start}): convert it first") from None
-    except OSError as err:
-        raise UserError(f"the prompt file {path} cannot be read: {err.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -56,6 +56,15 @@ class CachedSequence:
         """Entries that the cache holds of the sequence: fewer than ``token_ids`` after a compression."""
         return self._kv.total_sequence_length
 
+    def gates(self) -> np.ndarray:
+        """What a gated prefill observed, float32 ``[layers, segments, kv heads, 4]``: entropy, recurrence budget,
+        blocks kept, rigid; NaN where nothing was observed."""
+        return self._kv.gates(_SEQ_ID)
+
+    def held_positions(self, layer: int, head: int) -> np.ndarray:
+        """int32 ``[entries]``: the positions of the tokens whose entries a KV head still holds."""
+        return self._kv.positions(_SEQ_ID, layer, head)
+
     def clear(self) -> None:
         """Forget everything."""
         self._kv.clear()

@@ -128,6 +128,11 @@ class KVCache {
     RequireOpenStep("EndForward");
     gate_.End(batch_);
     step_is_open_ = false;
+    // A step of a whole prefill chunk is part of a longer prompt: an engine that asks for free pages first must find
+    // room for the next one. No other step makes room early, since what it drops may never have been in the way.
+    int64_t tokens = 0;
+    for (const BatchEntry& entry : batch_) tokens += entry.new_tokens;
+    if (tokens < config_.prefill_chunk) return;
     schedule_.AfterStep(policy_, &sequences_, [this] {
       return GetNumAvailablePages() * config_.engine_page >= config_.prefill_chunk;
     });

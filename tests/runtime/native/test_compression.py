@@ -171,13 +171,15 @@ def test_a_prompt_larger_than_the_pool(compressing_libraries, when):
 
 
 def test_pressure_compresses_nothing_while_there_is_room(compressing_libraries):
-    cache = make(compressing_libraries, "decode=snapkv;compress_when=pressure", max_total=2048, chunk=512)
+    cache = make(compressing_libraries, "decode=snapkv;compress_when=pressure", max_total=2048, chunk=256)
     start(cache, 1, 1000)
     for _ in range(5):
         forward(cache, [1], [1])
-    assert cache.exact_from(1) == 0
-    start(cache, 2, 500)
-    start(cache, 3, 400)
+    start(cache, 2, 512)
+    start(cache, 3, 600)
+    assert cache.available_pages * ENGINE_PAGE < 256
+    assert cache.exact_from(1) == 0, "a step that is no whole chunk is the end of its prompt"
+    start(cache, 4, 256)
     assert (cache.exact_from(1) > 0, cache.exact_from(2), cache.exact_from(3)) == (True, 0, 0), "the largest first"
 
 
@@ -190,9 +192,9 @@ def test_a_token_tree_waits(compressing_libraries):
         cache.end()
     assert cache.exact_from(1) == 0 and cache.total_length == 384
     cache.commit([1], [383])
-    cache.begin([1], [1])
+    cache.begin([1], [128])
     cache.end()
-    assert cache.exact_from(1) == 385 - 64
+    assert cache.exact_from(1) == 512 - 64
 
 
 def test_sequences_without_a_slot_stay_whole(compressing_libraries):

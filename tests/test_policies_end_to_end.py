@@ -1,0 +1,117 @@
+"""Compiled libraries under every policy against a Hugging Face model whose attention follows the published formulas."""
+
+import numpy as np
+import pytest
+from compiled_model import compile_model
+from oracle_attention import OracleModel
+from reference import hf_model, named_weights, tiny
+
+from runtime.policy import make_policy
+from runtime.sequence import CachedSequence
+
+CONFIG = tiny("llama", num_hidden_layers=3, max_position_embeddings=1024)
+GATE = "segment_size=64;threshold_len=128;base_budget=96"
+UNLIMITED = GATE.replace("96", "1024")
+# Five whole segments and a part: three are gated.
+PROMPT = np.random.default_rng(5).integers(0, CONFIG.vocab_size, 350).tolist()
+ANSWER = np.random.default_rng(6).integers(0, CONFIG.vocab_size, 90).tolist()
+
+
+def sequence(model, settings: str = "", chunk_size: int | None = None) -> CachedSequence:
+    """A new sequence of a compiled model, with other run-time settings or another largest step."""
+    new = CachedSequence(model.library, model.params, model.library.metadata.context_window_size)
+    if settings:
+        new.set_policy(new.policy.changed(settings, new.policy))
+    if chunk_size is not None:
+        new._chunk_size = chunk_size
+    return new
+
+
+def values(logits) -> np.ndarray:
+    return np.from_dlpack(logits).reshape(-1).copy()
+
+
+def assert_close(logits: np.ndarray, expected: np.ndarray, relative: float = 1e-4) -> None:
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=relative * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return named_weights(hf_model(CONFIG, seed=3))
+
+
+@pytest.fixture(scope="module")
+def library(weights, tmp_path_factory):
+    policy = make_policy("entropy", "latent", f"{GATE};capacity=96;slack=24")
+    return compile_model(CONFIG, weights, "q0f32", tmp_path_factory.mktemp("library"), policy=policy)
+
+
+def oracle(policy) -> OracleModel:
+    return OracleModel(hf_model(CONFIG, seed=3), policy)
+
+
+def test_gated_prefill_is_the_published_one_whatever_the_chunk(library):
+    expected = oracle(library.library.metadata.policy)
+    logits = expected.prefill(PROMPT)
+    chosen = [len(blocks) for gates in expected.gates.values() for row in gates.selected for blocks in row]
+    assert min(chosen) < 16, "no segment left a block out: the test would pass with dense attention"
+    for chunk_size in (512, 200, 128, 64):
+        assert_close(values(sequence(library, chunk_size=chunk_size).prefill(PROMPT)), logits)
+
+
+@pytest.mark.parametrize(
+    "prefill, settings",
+    [
+        ("critiprefill", "layer_skip=0;block_size=16"),
+        ("entropy", "score_form=paper;budget_form=amax;rigid_form=prompt;layer_skip=2"),
+    ],
+)
+def test_other_prefill_policies(weights, tmp_path, prefill, settings):
+    policy = make_policy(prefill, "full", f"{GATE};{settings}")
+    model = compile_model(CONFIG, weights, "q0f32", tmp_path, policy=policy)
+    assert_close(values(sequence(model).prefill(PROMPT)), oracle(policy).prefill(PROMPT))
+
+
+def test_unlimited_budget_is_dense(library):
+    dense = values(sequence(library, "threshold_len=100000").prefill(PROMPT))
+    unlimited = values(sequence(library, "base_budget=1024").prefill(PROMPT))
+    assert_close(unlimited, dense, 1e-5)
+    assert_close(dense, oracle(make_policy("dense", "full")).prefill(PROMPT))
+
+
+def test_unlimited_budget_is_dense_bit_for_bit_in_bfloat16(weights, tmp_path):
+    policy = make_policy("entropy", "full", UNLIMITED)
+    model = compile_model(CONFIG, weights, "q0bf16", tmp_path, policy=policy)
+    dense = values(sequence(model, "threshold_len=100000").prefill(PROMPT))
+    np.testing.assert_array_equal(values(sequence(model).prefill(PROMPT)), dense)
+    limited = values(sequence(model, "base_budget=96").prefill(PROMPT))
+    assert not np.array_equal(limited, dense)
+
+
+@pytest.mark.parametrize("decode", ["latent", "snapkv", "adakv", "streaming"])
+def test_decoding_past_compressions(library, decode):
+    """The first compression after the gap, more when the sequence has grown, and a second prompt in between."""
+    actual = sequence(library, f"decode={decode};threshold_len=100000")
+    expected = oracle(actual.policy)
+    assert_close(values(actual.prefill(PROMPT)), expected.prefill(PROMPT))
+    for token_id in ANSWER[:60]:
+        assert_close(values(actual.decode(token_id)), expected.decode(token_id))
+    assert expected.is_compressed and actual.num_held_entries < 200
+    for layer in range(CONFIG.num_hidden_layers):
+        for head in range(CONFIG.num_key_value_heads):
+            np.testing.assert_array_equal(actual._kv.positions(0, layer, head), expected.positions(layer, head))
+    second = PROMPT[40:75]
+    expected.generated = 0
+    assert_close(values(actual.prefill(second)), expected.prefill(second))
+    for token_id in ANSWER[60:]:
+        assert_close(values(actual.decode(token_id)), expected.decode(token_id))
+
+
+def test_short_prompts_are_not_touched(library):
+    """Below threshold_len and capacity nothing differs from dense attention over everything."""
+    short = PROMPT[:90]
+    actual, expected = sequence(library), oracle(make_policy("dense", "full"))
+    assert_close(values(actual.prefill(short)), expected.prefill(short))
+    for token_id in ANSWER[:5]:
+        assert_close(values(actual.decode(token_id)), expected.decode(token_id))
+    assert actual.num_held_entries == 95
