@@ -116,22 +116,42 @@ class CompressionModel:
         waited = s.generated >= max(self.policy["decode_gap"], 0)
         return self.policy["compress_when"] == "always" and waited and s.mean_entries > limit and self.applies(seq)
 
-    def compress(self, seq):
+    def compress(self, seq, held):
+        """held[layer][head]: the positions that the cache kept. They are taken over where the choice is too close."""
         s = self.sequences[seq]
-        s.keep(lambda layer: self.kept(s, layer))
+
+        def choose(layer):
+            kept, close = self.kept(s, layer)
+            return [np.searchsorted(p, h) for p, h in zip(s.positions[layer], held[layer])] if close else kept
+
+        s.keep(choose)
         s.exact_from = max(s.exact_from, s.length - TAIL)
         s.compressed = True
 
     def kept(self, s, layer):
-        """Ascending entries of each head that a compression keeps."""
+        """(ascending entries of each head that a compression keeps, whether float32 scores may choose otherwise)."""
         p = self.policy
         if p["decode"] == "streaming":
             ends = [len(positions) for positions in s.positions[layer]]
             return [
                 np.r_[0 : p["sinks"], e - p["capacity"] + p["sinks"] : e] if e > p["capacity"] else np.arange(e)
                 for e in ends
-            ]
+            ], False
         scores = compression_oracle.window_scores(s.queries[layer, -WINDOW:], s.keys[layer], HEAD_DIM**-0.5)
-        alpha = p["adaptive_alpha"] if p["decode"] == "adakv" else None
-        use_max = p["pooling"] == "max"
-        return compression_oracle.kept_entries(scores, p["capacity"], TAIL, p["pooling_kernel"], use_max, alpha)
+        adaptive, use_max = p["decode"] == "adakv", p["pooling"] == "max"
+        alpha = p["adaptive_alpha"] if adaptive else None
+        kept = compression_oracle.kept_entries(scores, p["capacity"], TAIL, p["pooling_kernel"], use_max, alpha)
+        pooled = [compression_oracle.pooled(x[: len(x) - TAIL], p["pooling_kernel"], use_max) for x in scores]
+        close = any(is_close(x, len(k) - TAIL) for x, k in zip(pooled, kept))
+        if adaptive:
+            close |= is_close(np.concatenate(pooled), KV_HEADS * (p["capacity"] - TAIL))
+        return kept, close
+
+
+def is_close(scores, count):
+    """Whether another score nearly equals the ``count``-th largest; equal ones are ties, which have an order."""
+    if not 0 < count < len(scores):
+        return False
+    last = np.sort(scores)[-count]
+    distance = np.abs(scores - last)
+    return bool(((distance > 1e-12 * last) & (distance < 1e-5 * last)).any())

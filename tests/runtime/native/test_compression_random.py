@@ -180,12 +180,12 @@ class CompressionMachine(RuleBasedStateMachine):
         """Compresses in the model what the cache has compressed: those that are due, others only for want of pages."""
         new_tokens = dict(zip(seqs, lengths))
         for seq, s in self.sequences.items():
-            entries = sum(len(p) for layer in self.cache.positions(seq) for p in layer)
-            expected = sum(len(p) for layer in s.positions for p in layer)
-            if entries != expected + new_tokens.get(seq, 0) * LAYERS * KV_HEADS:
+            held = self.cache.positions(seq)
+            entries = sum(len(p) - new_tokens.get(seq, 0) for layer in held for p in layer)
+            if entries != sum(len(p) for layer in s.positions for p in layer):
                 assert self.model.applies(seq)
                 assert seq in due or self.max_total < 1000, "compressed for no reason"
-                self.model.compress(seq)
+                self.model.compress(seq, [[p[: len(p) - new_tokens.get(seq, 0)] for p in layer] for layer in held])
             else:
                 # A fork may keep the pages that a compression would have to copy.
                 assert seq not in due or self.max_total < 1000, "not compressed though due"
