@@ -106,6 +106,22 @@ class Kernels(BaseModel):
     figures: list[KernelFigure]
 
 
+class Policies(BaseModel):
+    """A run of benchmarks.policies. ``settings`` maps variants to what was changed in the library's policy;
+    ``operators`` maps them to the seconds of each kernel in one prefill of ``operator_tokens`` tokens."""
+
+    run: Run
+    model: str
+    settings: dict[str, str]
+    cells: list[Cell]
+    operator_tokens: int
+    operators: dict[str, dict[str, float]]
+
+    def cell(self, variant: str, phase: str, tokens: int) -> Cell | None:
+        same = (c for c in self.cells if (c.variant, c.phase, c.tokens) == (variant, phase, tokens))
+        return next(same, None)
+
+
 def write(result: BaseModel, path: Path) -> None:
     """Replaces the file in one step, so that an interrupted run leaves a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)

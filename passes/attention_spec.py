@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, relax, tirx
 
+from runtime.policy import Policy
+
 CREATION_FUNCTION = "create_paged_kv_cache"
 FUSED_ATTENTION = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"
 _CREATION_CALLEE = "mlc.create_paged_kv_cache_generic"
@@ -32,11 +34,13 @@ class AttentionSpec:
     def rope_scaling_dict(self) -> dict | None:
         return json.loads(self.rope_scaling) or None
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of the cache that one token takes in all layers, K and V, before compression."""
+    def kv_bytes_per_token(self, policy: Policy) -> int:
+        """Bytes of the cache that one token takes in all layers before compression: K, V, and the two representatives
+        of its block where a prefill is gated. Rounded up."""
         bytes_per_element = {"bfloat16": 2, "float32": 4}[self.dtype]
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_element
+        layer = self.num_key_value_heads * self.head_dim * bytes_per_element
+        gated_layers = 0 if policy.prefill == "dense" else self.num_hidden_layers - policy.layer_skip
+        return 2 * self.num_hidden_layers * layer + -(-2 * gated_layers * layer // policy.block_size)
 
 
 def creation_call(mod: IRModule) -> relax.Call:

@@ -66,7 +66,7 @@ def library_metadata(
         ],
         "weight_format": weight_format.name,
         "target": str(target),
-        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "kv_bytes_per_token": spec.kv_bytes_per_token(facts.policy),
         "policy": facts.policy.to_dict(),
     }
 

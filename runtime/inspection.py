@@ -1,4 +1,4 @@
-"""What the policy did with one prompt: entropies, budgets and attended keys by head and segment, and the kept entries."""
+"""What the policy did with one prompt: entropies, budgets and attended keys by head and segment, and kept entries."""
 
 from __future__ import annotations
 

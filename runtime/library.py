@@ -6,6 +6,7 @@ sequence on the CPU, and nothing here is private to the libraries of this projec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,10 @@ class ModelLibrary:
 
     def _has(self, name: str) -> bool:
         return self._vm.implements_function(name, query_imports=True)
+
+    def instrument(self, callback: Callable[[str, bool], None]) -> None:
+        """Call ``callback(name, before)`` before and after every function that the virtual machine calls, for good."""
+        self._vm["set_instrument"](lambda _function, name, before, *_: callback(name, before))
 
     def _function(self, name: str) -> Any:
         if not self._has(name):

@@ -12,6 +12,7 @@ from benchmarks.timing import Sample, Stopwatch
 from runtime.artifact import find_library, read_chat_config
 from runtime.library import ModelLibrary
 from runtime.params import load_params
+from runtime.prefill_steps import prefill_steps
 
 _SEQ_ID = 0
 
@@ -52,9 +53,10 @@ class Ours:
         self._kv.add_sequence(_SEQ_ID)
         tokens = np.array(ids, np.int32)
         watch = Stopwatch(self._threads)
-        for start in range(0, len(tokens), self._metadata.prefill_chunk_size):
-            chunk = tokens[start : start + self._metadata.prefill_chunk_size]
-            logits = self._forward(chunk, self._library.prefill)
+        done = 0
+        for length in prefill_steps(0, len(tokens), self._metadata.prefill_chunk_size, self._metadata.policy):
+            logits = self._forward(tokens[done : done + length], self._library.prefill)
+            done += length
         return watch.stop(), logits
 
     def _forward(self, tokens: np.ndarray, step) -> Any:

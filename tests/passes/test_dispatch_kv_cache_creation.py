@@ -6,6 +6,7 @@ from tvm.script import tirx as T
 
 from passes.attention_spec import AttentionSpec, attention_spec
 from passes.dispatch_kv_cache_creation import DispatchKVCacheCreation
+from runtime.policy import make_policy
 
 
 def creation_module(attn_kind: str = "mha", rope_mode: int = 1, rope_scale: int = 1, v_head_dim: int = 32):
@@ -88,7 +89,9 @@ def test_spec_is_read_from_the_creation_call():
     spec = attention_spec(creation_module())
     assert spec == AttentionSpec(6, 8, 2, 32, 32, 10000.0, '{"rope_type": "linear", "factor": 2.0}', "bfloat16")
     assert spec.rope_scaling_dict == {"rope_type": "linear", "factor": 2.0}
-    assert spec.kv_bytes_per_token == 2 * 6 * 2 * 32 * 2
+    assert spec.kv_bytes_per_token(make_policy("dense", "latent")) == 2 * 6 * 2 * 32 * 2
+    # A maximum and a minimum of 2 heads of 32 dimensions for each block of 16 tokens in 5 layers.
+    assert spec.kv_bytes_per_token(make_policy("entropy", "full", "block_size=16")) == 1536 + 2 * 5 * 2 * 32 * 2 // 16
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""``python -m benchmarks.policies``: one library under several policies, beside its own dense attention."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from tvm.target import Target
+from tvm.target.codegen import llvm_get_system_cpu
+
+from benchmarks.machine import raise_priority, run_in_own_session, use_threads
+from benchmarks.operator_times import OperatorTimes
+from benchmarks.peak import measure_peak
+from benchmarks.policy_report import operator_table, policy_table
+from benchmarks.prompt import text_ids
+from benchmarks.results_file import RESULTS, Cell, Policies, this_run, write
+from benchmarks.timing import Stopwatch
+from runtime.artifact import find_library, read_chat_config
+from runtime.console import user_errors
+from runtime.errors import UserError
+from runtime.library import ModelLibrary
+from runtime.params import load_params
+from runtime.sequence import CachedSequence
+from runtime.tokenizer import Tokenizer
+from runtime.tvm_runtime import usable_cores
+
+DENSE = "dense"
+# What dense attention is in a library compiled for another policy.
+_DENSE_SETTINGS = "threshold_len=2000000000;decode=full"
+# Tokens generated before decoding is timed: the compression that comes within them is paid once a prompt.
+_SETTLING_TOKENS = 24
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model_dir: Annotated[Path, typer.Argument(help="MLC model folder, its library beside it.", metavar="DIR")],
+    lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens.")] = "1024,4096,8192,32640",
+    policy: Annotated[
+        list[str] | None, typer.Option(help='"NAME=k=v;k=v" of run-time settings, or "NAME=" for the defaults.')
+    ] = None,
+    decode_tokens: Annotated[int, typer.Option(help="Tokens decoded in one sample.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Samples of each figure.")] = 3,
+    threads: Annotated[int, typer.Option(help="Threads.")] = usable_cores(),
+    output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/policies_<model>.json.")] = None,
+) -> None:
+    """Time prefill and decode of every policy in turns, then the kernels of one prefill of the longest prompt."""
+    with user_errors():
+        library = ModelLibrary(find_library(model_dir))
+        if library.metadata.policy is None:
+            raise UserError(f"{library.path} has no policy: compile it with this project's compile.py")
+        settings = {DENSE: _DENSE_SETTINGS} | dict(_named(text) for text in policy or ["entropy + latent="])
+        sizes = sorted({int(length) for length in lengths.split(",")})
+        ids = text_ids(Tokenizer(model_dir), sizes[-1])
+        run_in_own_session()
+        use_threads(threads)
+        console = Console(highlight=False, soft_wrap=True)
+        priority = raise_priority()
+        run = this_run(
+            threads, priority, measure_peak(Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()}), threads)
+        )
+        params = load_params(model_dir, read_chat_config(model_dir), library.metadata, library.path)
+        context = sizes[-1] + decode_tokens + _SETTLING_TOKENS + 1
+        sequence = CachedSequence(library, params, context)
+        cells = _measure(sequence, settings, sizes, ids, decode_tokens, repeats, threads, console)
+        operators = _operators(model_dir, params, settings, ids, context)
+    result = Policies(
+        run=run, model=model_dir.name, settings=settings, cells=cells, operator_tokens=len(ids), operators=operators
+    )
+    path = output or RESULTS / f"policies_{model_dir.name.removesuffix('-MLC')}.json"
+    write(result, path)
+    console.print(policy_table(result))
+    console.print(operator_table(result))
+    console.print(f"written to {path}")
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, settings = text.partition("=")
+    if not equals or name == DENSE:
+        raise UserError(f'--policy {text}: write "NAME=k=v;k=v" with a name other than {DENSE}')
+    return name, settings
+
+
+def _apply(sequence: CachedSequence, compiled: Any, settings: str) -> None:
+    sequence.clear()
+    sequence.set_policy(compiled.changed(settings, compiled) if settings else compiled)
+
+
+def _measure(sequence, settings, sizes, ids, decode_tokens, repeats, threads, console) -> list[Cell]:
+    compiled = sequence.policy
+    cells = {
+        (name, phase, size): Cell(variant=name, phase=phase, tokens=size, count=count or size)
+        for size in sizes
+        for name in settings
+        for phase, count in (("prefill", 0), ("decode", decode_tokens))
+    }
+    sequence.prefill(ids[:512])
+    for _ in range(repeats):
+        for size in sizes:
+            for name, text in settings.items():
+                _apply(sequence, compiled, text)
+                watch = Stopwatch(threads)
+                logits = sequence.prefill(ids[:size])
+                cells[name, "prefill", size].samples.append(watch.stop())
+                for _ in range(_SETTLING_TOKENS):
+                    logits = sequence.decode(_best(logits))
+                watch = Stopwatch(threads)
+                for _ in range(decode_tokens):
+                    logits = sequence.decode(_best(logits))
+                cells[name, "decode", size].samples.append(watch.stop())
+                speeds = ", ".join(f"{p} {cells[name, p, size].speed[0]:.1f} tok/s" for p in ("prefill", "decode"))
+                share = cells[name, "prefill", size].samples[-1].own_share
+                console.print(f"{size:6d} {name:20s} {speeds}  own CPU {share:.2f}")
+    return list(cells.values())
+
+
+def _operators(
+    model_dir: Path, params: Any, settings: dict[str, str], ids, context: int
+) -> dict[str, dict[str, float]]:
+    library = ModelLibrary(find_library(model_dir))
+    times = OperatorTimes(library)
+    sequence = CachedSequence(library, params, context)
+    compiled, operators = sequence.policy, {}
+    for name, text in settings.items():
+        _apply(sequence, compiled, text)
+        times.take()
+        sequence.prefill(ids)
+        operators[name] = times.take()
+    return operators
+
+
+def _best(logits: Any) -> int:
+    return int(np.from_dlpack(logits).argmax())
+
+
+if __name__ == "__main__":
+    app()
