@@ -20,3 +20,18 @@ def qwen_coder_gguf() -> Path:
     if not path.is_file():
         pytest.skip(f"{path} is missing (491 MB): python -m relax_models.fetch qwen2.5-coder-0.5b gets it")
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_hf(smollm2_gguf):
+    """The same model in Hugging Face transformers, float32."""
+    import transformers
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    # What from_pretrained(gguf_file=...) does, without its need for accelerate.
+    config = transformers.LlamaConfig(**load_gguf_checkpoint(smollm2_gguf)["config"])
+    model = transformers.LlamaForCausalLM(config).float().eval()
+    tensors = load_gguf_checkpoint(smollm2_gguf, return_tensors=True, model_to_load=model)["tensors"]
+    missing = model.load_state_dict(tensors, strict=False).missing_keys
+    assert missing in ([], ["lm_head.weight"])  # tied to the embedding
+    return model

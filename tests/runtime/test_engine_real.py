@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from runtime.engine import Engine
 from runtime.sampling import SamplingParams
@@ -54,19 +52,8 @@ def engine(tmp_path_factory) -> Engine:
     return Engine(next(dist.glob("*-q0f32-MLC")))
 
 
-@pytest.fixture(scope="module")
-def reference() -> transformers.PreTrainedModel:
-    # What from_pretrained(gguf_file=...) does, without its need for accelerate.
-    config = transformers.LlamaConfig(**load_gguf_checkpoint(GGUF)["config"])
-    model = transformers.LlamaForCausalLM(config).float().eval()
-    tensors = load_gguf_checkpoint(GGUF, return_tensors=True, model_to_load=model)["tensors"]
-    missing = model.load_state_dict(tensors, strict=False).missing_keys
-    assert missing in ([], ["lm_head.weight"])  # tied to the embedding
-    return model
-
-
 @pytest.mark.parametrize("name", PROMPTS)
-def test_greedy_text_is_that_of_hugging_face(engine, reference, name):
+def test_greedy_text_is_that_of_hugging_face(engine, smollm2_hf, name):
     prompt = engine.encode(PROMPTS[name])
     assert (len(prompt) > 2000) == (name == "long")
     outputs = list(engine.generate(PROMPTS[name], SamplingParams(temperature=0, max_tokens=NUM_TOKENS)))
@@ -76,7 +63,7 @@ def test_greedy_text_is_that_of_hugging_face(engine, reference, name):
     # One pass over prompt and answer predicts each token of the answer from those before it. If all of them are the
     # same, greedy decoding would have found the same answer, one token at a time.
     with torch.no_grad():
-        logits = reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+        logits = smollm2_hf(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
     assert answer == logits.argmax(-1).tolist()
     assert "".join(output.text for output in outputs) == engine.tokenizer.decode(answer)
 

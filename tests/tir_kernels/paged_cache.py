@@ -52,32 +52,37 @@ class PagedCache:
 
 def random_cache(rng: np.random.Generator, kv_lengths, head_dim: int, page_size: int, dtype: str) -> PagedCache:
     """A cache for ``kv_lengths`` [G, B] with three unused pages."""
-    kv_lengths = np.asarray(kv_lengths, np.int32)
-    num_heads, num_sequences = kv_lengths.shape
+    shapes = [[(length, head_dim) for length in row] for row in np.asarray(kv_lengths).tolist()]
+    contents = [[[rng.standard_normal(shape) for _ in range(2)] for shape in row] for row in shapes]
+    keys, values = ([[pair[i] for pair in row] for row in contents] for i in range(2))
+    return paged_cache(rng, keys, values, page_size, dtype)
+
+
+def paged_cache(rng: np.random.Generator, keys, values, page_size: int, dtype: str) -> PagedCache:
+    """A cache with ``keys[h][b]`` and ``values[h][b]`` [length, d], rounded to ``dtype``, and three unused pages."""
+    kv_lengths = np.array([[len(k) for k in row] for row in keys], np.int32)
     counts = -(-kv_lengths // page_size)
-    total = int(counts.sum())
+    total, head_dim = int(counts.sum()), keys[0][0].shape[-1]
     page_indices = rng.permutation(total + 3)[:total].astype(np.int32)
     ends = np.cumsum(counts.ravel()).reshape(counts.shape)
     page_indptr = np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1).astype(np.int32)
-    k_tokens = np.full((total + 3, page_size, head_dim), np.nan, NUMPY_DTYPE[dtype])
-    v_tokens = k_tokens.copy()
-    keys, values = [], []
-    for h in range(num_heads):
-        keys.append([])
-        values.append([])
-        for b in range(num_sequences):
-            length = kv_lengths[h, b]
-            pages = page_indices[page_indptr[h, b] : page_indptr[h, b + 1]]
-            for tokens, contents in ((k_tokens, keys), (v_tokens, values)):
-                data = rng.standard_normal((length, head_dim)).astype(NUMPY_DTYPE[dtype])
-                padded = np.full((len(pages) * page_size, head_dim), np.nan, data.dtype)
-                padded[:length] = data
+    stored = []
+    for contents in (keys, values):
+        tokens = np.full((total + 3, page_size, head_dim), np.nan, NUMPY_DTYPE[dtype])
+        for h, row in enumerate(contents):
+            for b, data in enumerate(row):
+                pages = page_indices[page_indptr[h, b] : page_indptr[h, b + 1]]
+                padded = np.full((len(pages) * page_size, head_dim), np.nan, tokens.dtype)
+                padded[: len(data)] = data
                 tokens[pages] = padded.reshape(len(pages), page_size, head_dim)
-                contents[h].append(data.astype(np.float64))
+        stored.append(tokens)
     pair = PAIR[dtype]
-    return PagedCache(
-        keys, values, pack_keys(k_tokens, pair), pack_values(v_tokens, pair), page_indptr, page_indices, kv_lengths
+    keys, values = (
+        [[data.astype(NUMPY_DTYPE[dtype]).astype(np.float64) for data in row] for row in contents]
+        for contents in (keys, values)
     )
+    k_pages, v_pages = pack_keys(stored[0], pair), pack_values(stored[1], pair)
+    return PagedCache(keys, values, k_pages, v_pages, page_indptr, page_indices, kv_lengths)
 
 
 def query_tiles(query_lengths, tile: int = 64) -> np.ndarray:

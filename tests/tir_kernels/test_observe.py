@@ -52,7 +52,7 @@ def _prompts(shape: LayerShape, parameters: GateParameters, lengths):
     return cache, queries
 
 
-def _check(found, cache, queries, shape: LayerShape, parameters: GateParameters, previous=None) -> list:
+def check_with_oracle(found, cache, queries, shape: LayerShape, parameters: GateParameters, previous=None) -> list:
     """Compare with the oracle, prompt by prompt, and return its results."""
     p, oracles = parameters, []
     for b, q in enumerate(queries):
@@ -123,7 +123,7 @@ def test_observe_and_select(isa_target, case):
     cache, queries = _prompts(shape, parameters, _LENGTHS)
     kernels = GateSteps(isa_target, shape, parameters)
     found = kernels.run(cache, queries, _STEPS)
-    oracles = _check(found, cache, queries, shape, parameters)
+    oracles = check_with_oracle(found, cache, queries, shape, parameters)
     if parameters.score_form == "code":
         assert oracles[0].rigid[:, 0].any() and not oracles[0].rigid[1:, 1].all()  # the data has heads of both kinds
     if parameters.budget_form == "head":
@@ -145,7 +145,7 @@ def test_second_layer_fuses_the_scores_of_the_first(isa_target):
     for is_first_layer in (True, False):
         kernels = GateSteps(isa_target, shape, parameters, is_first_layer)
         previous = kernels.run(cache, queries, [_LENGTHS], previous)
-        oracles = _check(previous, cache, queries, shape, parameters, oracles)
+        oracles = check_with_oracle(previous, cache, queries, shape, parameters, oracles)
         queries = [q * 0.5 for q in queries]
 
 
@@ -173,7 +173,7 @@ def test_amax_of_a_whole_prompt_counts_as_the_released_code(isa_target):
     length = 64 * 14
     cache, queries = _prompts(shape, parameters, (length, 300))
     found = GateSteps(isa_target, shape, parameters).run(cache, queries, [(length, 300)])
-    oracle = _check(found, cache, queries, shape, parameters)[0]
+    oracle = check_with_oracle(found, cache, queries, shape, parameters)[0]
     segments = np.arange(1, 13)
     gates = np.stack([found[0, s].gates for s in segments])
     expected = _released_counts(gates[..., 0], segments, parameters)
@@ -192,7 +192,7 @@ def test_a_late_dynamic_segment_makes_the_prompt_form_dynamic(isa_target):
         cache, queries = _prompts(shape, parameters, (384, 384))
         queries[0][256:320] /= 5000
         found = GateSteps(isa_target, shape, parameters).run(cache, queries, [(384, 384)])
-        _check(found, cache, queries, shape, parameters)
+        check_with_oracle(found, cache, queries, shape, parameters)
         forms[form] = [[found[b, s].gates[0, 3] for s in range(1, 5)] for b in range(2)]
     assert forms == {"online": [[1, 1, 1, 0], [1, 1, 1, 1]], "prompt": [[0, 0, 0, 0], [1, 1, 1, 1]]}
 
