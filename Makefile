@@ -18,11 +18,13 @@ demo: $(DEMO)/tensor-cache.json
 test: $(VENV)/test.done $(SMOLLM2)
 	$(BIN)/python -m pytest
 
-# About 45 minutes on 2 cores, and 8 before that to build llama.cpp for this CPU.
+# About 70 minutes on 2 cores, and 8 before that to build llama.cpp for this CPU.
 bench: $(VENV)/bench.done $(DEMO)/tensor-cache.json $(QWEN_DEMO)/tensor-cache.json
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.decode_prefill --gguf $(SMOLLM2) --model-dir $(DEMO)
 	$(BIN)/python -m benchmarks.decode_prefill --gguf $(QWEN) --model-dir $(QWEN_DEMO)
+	$(BIN)/python compile.py --model $(QWEN) --prefill dense --decode full -o dist/dense
+	$(BIN)/python -m benchmarks.policies $(QWEN_DEMO) --dense-lib dist/dense/libs/$(notdir $(QWEN_DEMO:-MLC=))-cpu.so
 	$(BIN)/python -m benchmarks.report
 
 $(DEMO)/tensor-cache.json: $(VENV)/base.done $(SMOLLM2)

@@ -21,6 +21,7 @@ from runtime.console import user_errors
 from runtime.errors import UserError
 from runtime.library import ModelLibrary
 from runtime.params import load_params
+from runtime.policy import Policy
 from runtime.sequence import CachedSequence
 from runtime.tokenizer import Tokenizer
 from runtime.tvm_runtime import usable_cores
@@ -38,6 +39,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     model_dir: Annotated[Path, typer.Argument(help="MLC model folder, its library beside it.", metavar="DIR")],
     lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens.")] = "1024,4096,8192,32640",
+    dense_lib: Annotated[
+        Path | None,
+        typer.Option(help="A library compiled with --prefill dense --decode full; default: the same one, not gating."),
+    ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help='"NAME=k=v;k=v" of run-time settings, or "NAME=" for the defaults.')
     ] = None,
@@ -48,10 +53,11 @@ def main(
 ) -> None:
     """Time prefill and decode of every policy in turns, then the kernels of one prefill of the longest prompt."""
     with user_errors():
-        library = ModelLibrary(find_library(model_dir))
-        if library.metadata.policy is None:
-            raise UserError(f"{library.path} has no policy: compile it with this project's compile.py")
-        settings = {DENSE: _DENSE_SETTINGS} | dict(_named(text) for text in policy or ["entropy + latent="])
+        path = find_library(model_dir)
+        settings = {DENSE: "" if dense_lib else _DENSE_SETTINGS}
+        settings |= dict(_named(text) for text in policy or ["entropy + latent="])
+        libraries = {name: dense_lib if dense_lib and name == DENSE else path for name in settings}
+        loaded = {library: _load(library) for library in dict.fromkeys(libraries.values())}
         sizes = sorted({int(length) for length in lengths.split(",")})
         ids = text_ids(Tokenizer(model_dir), sizes[-1])
         run_in_own_session()
@@ -61,19 +67,22 @@ def main(
         run = this_run(
             threads, priority, measure_peak(Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()}), threads)
         )
-        params = load_params(model_dir, read_chat_config(model_dir), library.metadata, library.path)
+        params = load_params(model_dir, read_chat_config(model_dir), loaded[path].metadata, path)
         context = sizes[-1] + decode_tokens + _SETTLING_TOKENS + 1
-        sequence = CachedSequence(library, params, context)
-        cells = _measure(sequence, settings, sizes, ids, decode_tokens, repeats, threads, console)
-        operators = _operators(model_dir, params, settings, ids, context)
+        sequences = {library: CachedSequence(module, params, context) for library, module in loaded.items()}
+        variants = {name: (sequences[libraries[name]], text) for name, text in settings.items()}
+        cells = _measure(variants, sizes, ids, decode_tokens, repeats, threads, console)
+        operators = {
+            name: _operators(_load(libraries[name]), params, text, ids, context) for name, text in settings.items()
+        }
     result = Policies(
         run=run, model=model_dir.name, settings=settings, cells=cells, operator_tokens=len(ids), operators=operators
     )
-    path = output or RESULTS / f"policies_{model_dir.name.removesuffix('-MLC')}.json"
-    write(result, path)
+    output = output or RESULTS / f"policies_{model_dir.name.removesuffix('-MLC')}.json"
+    write(result, output)
     console.print(policy_table(result))
     console.print(operator_table(result))
-    console.print(f"written to {path}")
+    console.print(f"written to {output}")
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -83,24 +92,40 @@ def _named(text: str) -> tuple[str, str]:
     return name, settings
 
 
-def _apply(sequence: CachedSequence, compiled: Any, settings: str) -> None:
+def _load(path: Path) -> ModelLibrary:
+    library = ModelLibrary(path)
+    if library.metadata.policy is None:
+        raise UserError(f"{path} has no policy: compile it with this project's compile.py")
+    return library
+
+
+def _start(sequence: CachedSequence, compiled: Policy, settings: str) -> None:
     sequence.clear()
     sequence.set_policy(compiled.changed(settings, compiled) if settings else compiled)
 
 
-def _measure(sequence, settings, sizes, ids, decode_tokens, repeats, threads, console) -> list[Cell]:
-    compiled = sequence.policy
+def _measure(
+    variants: dict[str, tuple[CachedSequence, str]],
+    sizes: list[int],
+    ids: list[int],
+    decode_tokens: int,
+    repeats: int,
+    threads: int,
+    console: Console,
+) -> list[Cell]:
+    compiled = {name: sequence.policy for name, (sequence, _) in variants.items()}
     cells = {
         (name, phase, size): Cell(variant=name, phase=phase, tokens=size, count=count or size)
         for size in sizes
-        for name in settings
+        for name in variants
         for phase, count in (("prefill", 0), ("decode", decode_tokens))
     }
-    sequence.prefill(ids[:512])
+    for sequence, _ in variants.values():
+        sequence.prefill(ids[:512])
     for _ in range(repeats):
         for size in sizes:
-            for name, text in settings.items():
-                _apply(sequence, compiled, text)
+            for name, (sequence, text) in variants.items():
+                _start(sequence, compiled[name], text)
                 watch = Stopwatch(threads)
                 logits = sequence.prefill(ids[:size])
                 cells[name, "prefill", size].samples.append(watch.stop())
@@ -113,22 +138,18 @@ def _measure(sequence, settings, sizes, ids, decode_tokens, repeats, threads, co
                 speeds = ", ".join(f"{p} {cells[name, p, size].speed[0]:.1f} tok/s" for p in ("prefill", "decode"))
                 share = cells[name, "prefill", size].samples[-1].own_share
                 console.print(f"{size:6d} {name:20s} {speeds}  own CPU {share:.2f}")
+                sequence.clear()
     return list(cells.values())
 
 
-def _operators(
-    model_dir: Path, params: Any, settings: dict[str, str], ids, context: int
-) -> dict[str, dict[str, float]]:
-    library = ModelLibrary(find_library(model_dir))
+def _operators(library: ModelLibrary, params: Any, settings: str, ids: list[int], context: int) -> dict[str, float]:
+    """Seconds by kernel of one prefill of ``ids``."""
     times = OperatorTimes(library)
     sequence = CachedSequence(library, params, context)
-    compiled, operators = sequence.policy, {}
-    for name, text in settings.items():
-        _apply(sequence, compiled, text)
-        times.take()
-        sequence.prefill(ids)
-        operators[name] = times.take()
-    return operators
+    _start(sequence, sequence.policy, settings)
+    times.take()
+    sequence.prefill(ids)
+    return times.take()
 
 
 def _best(logits: Any) -> int:

@@ -1,5 +1,6 @@
 """The tables of a run of benchmarks.policies."""
 
+from benchmarks.markdown import circumstances, markdown
 from benchmarks.results_file import Policies
 
 # Kernels of a prefill, as the table names them.
@@ -24,11 +25,11 @@ def policy_table(result: Policies) -> str:
             ratio = "" if name == first else f" ({speed / base:.2f}x)"
             figures.append(f"{speed:.0f} ±{50 * spread:.0f} %{ratio}")
         rows.append([name, *figures])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def operator_table(result: Policies) -> str:
-    """Markdown: a row a policy; shares of the time of one long prefill, and dense attention as a multiple of its own."""
+    """Markdown: a row a policy; shares of the time of a long prefill, and dense attention as a multiple of its own."""
     first = next(iter(result.settings))
     dense_attention = _part(result.operators[first], "attention")
     rows = [[f"prefill of {result.operator_tokens} tokens", *_PARTS, "everything else", "attention faster by"]]
@@ -38,12 +39,15 @@ def operator_table(result: Policies) -> str:
         parts = [_part(seconds, part) for part in _PARTS]
         shares = [f"{part / total:.1%}" for part in [*parts, total - sum(parts)]]
         rows.append([name, *shares, f"{dense_attention / parts[0]:.2f}x"])
-    return _markdown(rows)
+    return markdown(rows)
+
+
+def policy_section(result: Policies) -> str:
+    """Everything the page says of one model."""
+    notes = [f"- {name}: {text or 'as compiled'}" for name, text in result.settings.items()]
+    parts = [f"### {result.model}", policy_table(result), operator_table(result), "\n".join(notes)]
+    return "\n\n".join([*parts, circumstances(result.run)])
 
 
 def _part(seconds: dict[str, float], part: str) -> float:
     return sum(seconds.get(kernel, 0.0) for kernel in _PARTS[part])
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: renders benchmarks/results/*.json as the tables and plots of docs/performance.md."""
+"""``python -m benchmarks.report``: renders benchmarks/results/*.json as the tables and plots of docs/."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.markdown import circumstances, markdown
 from benchmarks.plots import plot_prefill
-from benchmarks.results_file import RESULTS, Cell, DecodePrefill, Kernels, Run
+from benchmarks.policy_report import policy_section
+from benchmarks.results_file import RESULTS, Cell, DecodePrefill, Kernels, Policies
 
 DOCS = Path(__file__).parent.parent / "docs"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,7 +38,7 @@ def speed_table(result: DecodePrefill) -> str:
         if engine != "ours" and any(ours[column] and peer[column] for column in columns):
             ratios = (_ratio(ours[column], peer[column]) for column in columns)
             rows.append([f"**ours / best of {engine}**", *ratios, "", ""])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def best_speed(result: DecodePrefill, engine: str, column: tuple[str, int]) -> float | None:
@@ -63,10 +65,6 @@ def _ratio(ours: float | None, peer: float | None) -> str:
     return f"**{ours / peer:.2f}x**" if ours and peer else ""
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def gaps(result: DecodePrefill) -> list[str]:
     """Why cells have no samples, or fewer: "variant: reason", each once."""
     return list(dict.fromkeys(f"{cell.variant}: {cell.gap}" for cell in result.cells if cell.gap))
@@ -77,20 +75,7 @@ def kernel_table(result: Kernels) -> str:
     rows = [["kernel", "shape", "share", "of", "CPU share"], ["---", "---", "---:", "---", "---:"]]
     for figure in result.figures:
         rows.append([figure.kernel, figure.shape, f"{figure.share:.0%}", figure.unit, f"{figure.sample.own_share:.2f}"])
-    return _markdown(rows)
-
-
-def circumstances(run: Run) -> str:
-    """Markdown: machine, command, commit and measured peak of a run."""
-    machine = ", ".join(f"{name}: {value}" for name, value in run.machine.items())
-    peak = run.peak
-    dot = f"bf16 dot {peak.bf16_gflops:.0f} GFLOP/s, " if peak.bf16_gflops else ""
-    return (
-        f"`{run.command}`, {run.date}, commit {run.commit}. {machine}; {run.threads} threads, "
-        f"CPU priority: {run.priority}. "
-        f"Measured peak: {dot}fp32 FMA {peak.f32_gflops:.0f} GFLOP/s, memory read {peak.read_gbps:.0f} GB/s "
-        f"(at a CPU share of {peak.own_share:.2f})."
-    )
+    return markdown(rows)
 
 
 def replace_section(document: str, name: str, content: str) -> str:
@@ -112,7 +97,8 @@ def speed_section(result: DecodePrefill, plot: str) -> str:
 
 @app.command()
 def main(results: Annotated[Path, typer.Option(help="Folder of the JSON files.")] = RESULTS) -> None:
-    """Write the sections "speed" and "kernels" of docs/performance.md and its plots anew from the JSON files."""
+    """Write the sections "speed" and "kernels" of docs/performance.md and "policies" of docs/entropy-inference.md, and
+    the plots, anew from the JSON files."""
     page = DOCS / "performance.md"
     document = page.read_text()
     sections = []
@@ -126,6 +112,9 @@ def main(results: Annotated[Path, typer.Option(help="Folder of the JSON files.")
         kernels = Kernels.model_validate_json(path.read_text())
         document = replace_section(document, "kernels", f"{kernel_table(kernels)}\n\n{circumstances(kernels.run)}")
     page.write_text(document)
+    policies = [Policies.model_validate_json(path.read_text()) for path in sorted(results.glob("policies_*.json"))]
+    page = DOCS / "entropy-inference.md"
+    page.write_text(replace_section(page.read_text(), "policies", "\n\n".join(map(policy_section, policies))))
 
 
 if __name__ == "__main__":
