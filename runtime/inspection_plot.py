@@ -18,6 +18,7 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
 
     layers, segments, heads = inspection.entropy.shape
     rows = layers * heads
@@ -54,6 +55,7 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
     axes[0].set_yticks(np.arange(0, rows, heads) + (heads - 1) / 2, range(layers), fontsize=6)
     for axis in axes:
         axis.set_xlabel("position in the prompt")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -107,8 +107,9 @@ class Policy:
         Generated tokens before the compression; -1 compresses at the end of the prompt.
     pooling, default "average" (SnapKV, AdaKV "max")
         How scores of neighbours are merged: "average" or "max".
-    pooling_kernel, default 5 (SnapKV, AdaKV 7)
-        Neighbours merged, itself among them; odd.
+    pooling_kernel, default 81 (SnapKV, AdaKV 7)
+        Neighbours merged, itself among them; odd. The paper's 5 drops what stands some words beside the entries that
+        the window looked at: half of a long value that is being copied (docs/entropy-inference.md).
     adaptive_alpha, default 0.2
         AdaKV: share of the capacity that every head has for sure (its value with grouped queries).
     sinks, default 4
@@ -145,7 +146,7 @@ class Policy:
     window: int = 32
     decode_gap: int = 16
     pooling: str = "average"
-    pooling_kernel: int = 5
+    pooling_kernel: int = 81
     adaptive_alpha: float = 0.2
     sinks: int = 4
     slack: int = 256

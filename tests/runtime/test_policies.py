@@ -23,7 +23,7 @@ PAPER = {
     "window": 32,
     "decode_gap": 16,
     "pooling": "average",
-    "pooling_kernel": 5,
+    "pooling_kernel": 81,
 }
 
 
