@@ -47,7 +47,9 @@ def test_an_artifact_answers_like_the_model(hf_folder, tmp_path, monkeypatch, ca
     assert [path.name for path in library.parent.iterdir()] == [library.name]
     files = {path.name for path in folder.iterdir()}
     assert {"mlc-chat-config.json", "tensor-cache.json", "tokenizer.json", "tokenizer_config.json"} <= files
-    bytes_per_token = 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim * 4
+    layer = CONFIG.num_key_value_heads * CONFIG.head_dim * 4
+    # K and V, and in all layers but the first a maximum and a minimum of K for every 8 tokens.
+    bytes_per_token = 2 * CONFIG.num_hidden_layers * layer + 2 * (CONFIG.num_hidden_layers - 1) * layer // 8
     assert f"KV cache {bytes_per_token:,} bytes a token" in capsys.readouterr().out
 
     assert policy_in(folder) == make_policy()

@@ -71,7 +71,7 @@ def test_time_limits() -> None:
 def test_environment_is_hidden(monkeypatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "x")
     assert run_program("import os; assert 'SECRET_TOKEN' not in os.environ").passed
-    assert not run_program("import evaluation").passed
+    assert run_program("import os; assert os.listdir() == []").passed
     assert os.environ["SECRET_TOKEN"] == "x"
 
 

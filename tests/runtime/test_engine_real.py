@@ -47,7 +47,19 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory) -> Engine:
     dist = tmp_path_factory.mktemp("dist")
-    command = ["compile.py", "--model", GGUF, "--weights", GGUF, "--quantization", "q0f32", "-o", dist]
+    command = [
+        "compile.py",
+        "--model",
+        GGUF,
+        "--weights",
+        GGUF,
+        "--quantization",
+        "q0f32",
+        "--decode",
+        "full",
+        "-o",
+        dist,
+    ]
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
     return Engine(next(dist.glob("*-q0f32-MLC")))
 
