@@ -41,6 +41,7 @@ class PolicyArgument:
         library, _, settings = rest.rpartition(":") if "=" in rest.rpartition(":")[2] else (rest, "", "")
         if not name.strip() or not equals:
             raise UserError(f'--policy {text} has no name: write NAME=LIBRARY.so or NAME=LIBRARY.so:"k=v;k=v"')
+        library = library.removesuffix(":")
         return cls(name.strip(), Path(library) if library else None, settings)
 
 

@@ -23,6 +23,7 @@ ENTROPY = library(make_policy("entropy", "latent"))
         ("a=c:/d/x.so", ("a", Path("c:/d/x.so"), "")),
         ("a=:decode=full", ("a", None, "decode=full")),
         ("a=", ("a", None, "")),
+        ("a=:", ("a", None, "")),
     ],
 )
 def test_argument(text: str, expected: tuple) -> None:
