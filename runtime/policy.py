@@ -71,7 +71,7 @@ class Policy:
     segment_size, default 512
         Queries that choose their blocks together; a multiple of 64.
     block_size, default 8 (CritiPrefill 32)
-        Keys that are chosen together; divides 64.
+        Keys that are chosen together: 8, 16 or 32.
     threshold_len, default 4096
         Segments that start before it are attended to densely.
     base_budget, default 2048

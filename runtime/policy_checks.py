@@ -58,7 +58,7 @@ def check_policy(values: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]
     tail = max(window, _EXACT_TAIL)
     together = {
         "segment_size": (values["segment_size"] % _PAGE_SIZE == 0, f"it must be a multiple of {_PAGE_SIZE}"),
-        "block_size": (_PAGE_SIZE % block_size == 0, f"it must divide {_PAGE_SIZE}: take 8, 16, 32 or 64"),
+        "block_size": (block_size in (8, 16, 32), "the kernels have blocks of 8, 16 and 32"),
         "keep_first": (values["keep_first"] % block_size == 0, f"it must be a multiple of block_size ({block_size})"),
         "keep_recent": (values["keep_recent"] % block_size == 0, f"it must be a multiple of block_size ({block_size})"),
         "base_budget": (

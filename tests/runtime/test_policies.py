@@ -82,7 +82,8 @@ def test_cache_text_has_what_the_cache_object_knows():
     [
         ("segment_size=100", "segment_size=100 is not allowed: it must be a multiple of 64"),
         ("segment_size=0", "segment_size=0 is not allowed: it must lie between 64"),
-        ("block_size=24", "block_size=24 is not allowed: it must divide 64"),
+        ("block_size=24", "block_size=24 is not allowed: the kernels have blocks of 8, 16 and 32"),
+        ("block_size=64", "block_size=64 is not allowed: the kernels have blocks of 8, 16 and 32"),
         ("block_size=128", "block_size=128 is not allowed: it must lie between 1 and 64"),
         ("base_budget=4", "base_budget=4 is not allowed: it must be at least block_size .8."),
         ("keep_first=2048;keep_recent=8", "base_budget=2048 is not allowed: .* keep_recent .2056."),
