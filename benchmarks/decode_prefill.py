@@ -11,6 +11,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from benchmarks.compare import Plan, compare
 from benchmarks.machine import raise_priority, run_in_own_session, use_threads
+from benchmarks.options import token_counts
 from benchmarks.peak import measure_peak
 from benchmarks.prompt import prompt_ids
 from benchmarks.report import gaps, speed_table
@@ -51,7 +52,10 @@ def main(
     """Measure every engine in turns and write medians, spread and CPU shares as JSON."""
     with user_errors():
         names = _chosen(engines)
-        lengths, contexts = _numbers(prompt_lengths, "--prompt-lengths"), _numbers(decode_contexts, "--decode-contexts")
+        lengths, contexts = (
+            token_counts(prompt_lengths, "--prompt-lengths"),
+            token_counts(decode_contexts, "--decode-contexts"),
+        )
         rows = variants(names, model_dir or [])
         if "ours" in names and not model_dir:
             raise UserError(
@@ -109,16 +113,6 @@ def _chosen(engines: str) -> list[str]:
         if name not in ENGINES:
             raise UserError(f"unknown engine '{name}': choose from {', '.join(ENGINES)}")
     return names
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"{option} {text} is not a comma-separated list of token counts")
-    return numbers
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from benchmarks.machine import raise_priority, run_in_own_session, use_threads
 from benchmarks.operator_times import OperatorTimes
+from benchmarks.options import token_counts
 from benchmarks.peak import measure_peak
 from benchmarks.policy_report import operator_table, policy_table
 from benchmarks.prompt import text_ids
@@ -53,12 +54,12 @@ def main(
 ) -> None:
     """Time prefill and decode of every policy in turns, then the kernels of one prefill of the longest prompt."""
     with user_errors():
+        sizes = sorted(set(token_counts(lengths, "--lengths")))
         path = find_library(model_dir)
         settings = {DENSE: "" if dense_lib else _DENSE_SETTINGS}
         settings |= dict(_named(text) for text in policy or ["entropy + latent="])
         libraries = {name: dense_lib if dense_lib and name == DENSE else path for name in settings}
         loaded = {library: _load(library) for library in dict.fromkeys(libraries.values())}
-        sizes = sorted({int(length) for length in lengths.split(",")})
         ids = text_ids(Tokenizer(model_dir), sizes[-1])
         run_in_own_session()
         use_threads(threads)

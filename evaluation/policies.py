@@ -7,21 +7,9 @@ from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.library import ModelLibrary
-from runtime.policy import Policy
+from runtime.policy import DECODE_FIELDS, Policy
 
 DENSE = "dense"
-# Settings that decide what is computed from the first generated token on; all others belong to the prefill.
-_DECODE_FIELDS = (
-    "decode",
-    "capacity",
-    "decode_gap",
-    "pooling",
-    "pooling_kernel",
-    "adaptive_alpha",
-    "sinks",
-    "slack",
-    "compress_when",
-)
 _NO_GATES = "threshold_len=2147483647"
 
 
@@ -65,12 +53,12 @@ class EvaluatedPolicy:
         if share_short_prompts and not self.gates(prompt_tokens):
             return (self.library.path, "no gated segment")
         values = self.policy.to_dict()
-        return (self.library.path, *(values[name] for name in values if name not in _DECODE_FIELDS))
+        return (self.library.path, *(values[name] for name in values if name not in DECODE_FIELDS))
 
     def decode_key(self) -> tuple:
         """Equal for policies that go on alike after the same prefill."""
         values = {} if self.policy is None else self.policy.to_dict()
-        return ("full",) if self.keeps_everything else tuple(values[name] for name in _DECODE_FIELDS)
+        return ("full",) if self.keeps_everything else tuple(values[name] for name in DECODE_FIELDS)
 
     def gates(self, prompt_tokens: int) -> bool:
         """Whether any segment of the prompt is attended to sparsely: one that is whole, not the last, and starts at

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.console import user_errors
+from runtime.console import PrefillProgress, user_errors
 from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.inspection import inspect_prompt
@@ -36,12 +36,15 @@ def main(
     with user_errors():
         if find_spec("matplotlib") is None:
             raise UserError("the picture needs matplotlib: pip install -e .[evaluation]")
+        if output.suffix != ".png":
+            raise UserError(f"--output {output} must end in .png: the JSON beside it is named after it")
         text = prompt_text(None, prompt_file, question)
         engine = Engine(model_dir, model_lib, policy=policy)
         if engine.policy is None:
             raise UserError("the model library has no policy to look into: compile it with this project's compile.py")
         prompt = [{"role": "user", "content": text}] if engine.tokenizer.has_chat_template else text
-        inspection = inspect_prompt(engine, prompt, max_tokens)
+        with PrefillProgress() as progress:
+            inspection = inspect_prompt(engine, prompt, max_tokens, on_prefill=progress)
         _write(output.with_suffix(".json"), lambda path: path.write_text(json.dumps(inspection.to_json()) + "\n"))
         _write(output, lambda path: plot_inspection(inspection, path))
     share = inspection.attended.mean()

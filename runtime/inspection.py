@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.engine import Engine, Prompt
 from runtime.policy import Policy
+from runtime.sequence import Progress
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class Inspection:
         }
 
 
-def inspect_prompt(engine: Engine, prompt: Prompt, max_tokens: int) -> Inspection:
+def inspect_prompt(
+    engine: Engine, prompt: Prompt, max_tokens: int, *, on_prefill: Progress | None = None
+) -> Inspection:
     """Answers ``prompt`` greedily and reads the record of the attention from the cache."""
     ids = engine.encode(prompt)
     sampling = engine.default_sampling.changed(temperature=0, max_tokens=max_tokens)
     text, usage = "", None
-    for output in engine.generate(ids, sampling):
+    for output in engine.generate(ids, sampling, on_prefill=on_prefill):
         text += output.text
         usage = output.usage
     recorded = engine.gates()

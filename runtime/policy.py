@@ -28,15 +28,8 @@ DECODE_POLICIES: dict[str, dict[str, Any]] = {
     "streaming": {"decode_gap": -1},
 }
 
-RUNTIME_FIELDS = (
-    "threshold_len",
-    "base_budget",
-    "entropy_threshold",
-    "delta_t",
-    "alpha",
-    "max_budget_factor",
-    "keep_first",
-    "keep_recent",
+# Decide what happens from the first generated token on; all other fields belong to the prefill.
+DECODE_FIELDS = (
     "decode",
     "capacity",
     "decode_gap",
@@ -46,6 +39,17 @@ RUNTIME_FIELDS = (
     "sinks",
     "slack",
     "compress_when",
+)
+RUNTIME_FIELDS = (
+    "threshold_len",
+    "base_budget",
+    "entropy_threshold",
+    "delta_t",
+    "alpha",
+    "max_budget_factor",
+    "keep_first",
+    "keep_recent",
+    *DECODE_FIELDS,
 )
 # Compiled into the kernels; the cache object need not know them.
 _KERNEL_FIELDS = ("layer_fusion", "score_form", "budget_form", "rigid_form")

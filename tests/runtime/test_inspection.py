@@ -25,7 +25,7 @@ class RecordedEngine:
     def encode(self, prompt):
         return list(prompt)
 
-    def generate(self, ids, sampling):
+    def generate(self, ids, sampling, on_prefill):
         assert sampling.temperature == 0 and sampling.max_tokens == 7
         yield StreamOutput("yes", 3, "stop", Usage(len(ids), 0, 1, 1.0, 0.0))
 
