@@ -149,10 +149,13 @@ def main(
     model_dir: Annotated[Path, typer.Argument(help="MLC model folder", metavar="DIR")],
     model_lib: Annotated[Path | None, typer.Option(help="Library; default: the one beside DIR in libs/.")] = None,
     policy: Annotated[str, typer.Option(help='Policy settings: "base_budget=4096;capacity=2048".')] = "",
+    max_total_seq_length: Annotated[
+        int | None, typer.Option(help="Tokens that the KV cache may hold; default: the whole context.")
+    ] = None,
 ) -> None:
     """Chat with a model."""
     with user_errors():
-        chat = Chat(Engine(model_dir, model_lib, policy))
+        chat = Chat(Engine(model_dir, model_lib, policy, max_total_seq_length))
     print(_HELP)
     # Bytes that are no UTF-8 reach the engine, which refuses the message; in strict mode they would end the chat.
     sys.stdin.reconfigure(errors="surrogateescape")

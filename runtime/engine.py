@@ -65,15 +65,28 @@ class Engine:
     The cache keeps the last prompt and answer. A prompt that begins with the same tokens computes only the rest.
     """
 
-    def __init__(self, model_dir: str | Path, model_lib: str | Path | None = None, policy: str = "") -> None:
+    def __init__(
+        self,
+        model_dir: str | Path,
+        model_lib: str | Path | None = None,
+        policy: str = "",
+        max_total_sequence_length: int | None = None,
+    ) -> None:
         """Load a model folder and its library (by default the one found by MLC's folder convention).
 
-        ``policy`` is as for ``set_policy``.
+        Parameters
+        ----------
+        policy
+            As for ``set_policy``.
+        max_total_sequence_length
+            Entries that the KV cache may hold; the whole context by default. In a smaller cache a policy that
+            compresses makes room when it is full, and the conversation goes on; without one it ends there.
 
         Raises
         ------
         UserError
-            Folder or library is missing or damaged, or they do not belong together, or the policy is not possible.
+            Folder or library is missing or damaged, or they do not belong together, or the policy is not possible at
+            all or in so small a cache.
         """
         folder = Path(model_dir)
         config = read_chat_config(folder)
@@ -84,13 +97,18 @@ class Engine:
         self.metadata = library.metadata
         self.stop_token_ids = config.stop_token_ids
         self.default_sampling = SamplingParams.of_model(config)
-        self.context_window_size = min(config.context_window_size, library.metadata.context_window_size)
         self._vocab_size = config.vocab_size
         # A vocabulary is often padded; the tokenizer of the folder says how much of it is real.
         self._active_vocab_size = config.active_vocab_size or library.metadata.active_vocab_size or config.vocab_size
-        self._sequence = CachedSequence(library, params, self.context_window_size)
+        context_window_size = min(config.context_window_size, library.metadata.context_window_size)
+        first_policy = self._changed(library.metadata.policy, policy)
+        self._sequence = CachedSequence(library, params, context_window_size, max_total_sequence_length, first_policy)
         self._answer_number = 0
-        self.set_policy(policy)
+
+    @property
+    def context_window_size(self) -> int:
+        """Tokens of a prompt and its answer together: those of the model, fewer in a small cache that keeps everything."""
+        return self._sequence.max_length
 
     @property
     def policy(self) -> Policy | None:
@@ -106,14 +124,18 @@ class Engine:
         Raises
         ------
         UserError
-            A key that is unknown or fixed by the compiled library, a value that is not allowed, or a library without
-            a policy.
+            A key that is unknown or fixed by the compiled library, a value that is not allowed or not in so small a
+            cache, or a library without a policy.
         """
+        if settings.strip():
+            self._sequence.set_policy(self._changed(self.policy, settings))
+
+    def _changed(self, policy: Policy | None, settings: str) -> Policy | None:
         if not settings.strip():
-            return
-        if self.policy is None:
+            return policy
+        if policy is None:
             raise UserError("the model library has no policy to change: compile it with this project's compile.py")
-        self._sequence.set_policy(self.policy.changed(settings, self.metadata.policy))
+        return policy.changed(settings, self.metadata.policy)
 
     @property
     def cache_lengths(self) -> tuple[int, int]:

@@ -30,11 +30,14 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     settings: Annotated[str, typer.Option("--set", help='More sampling settings: "k=v;k=v".')] = "",
     policy: Annotated[str, typer.Option(help='Policy settings: "base_budget=4096;capacity=2048".')] = "",
+    max_total_seq_length: Annotated[
+        int | None, typer.Option(help="Tokens that the KV cache may hold; default: the whole context.")
+    ] = None,
 ) -> None:
     """Answer one prompt. The answer goes to stdout, progress and speed to stderr."""
     with user_errors():
         text = prompt_text(prompt, prompt_file, question)
-        engine = Engine(model_dir, model_lib, policy)
+        engine = Engine(model_dir, model_lib, policy, max_total_seq_length)
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         sampling = engine.default_sampling.changed(**{k: v for k, v in options.items() if v is not None})
         sampling = apply_settings(sampling, settings)

@@ -14,6 +14,8 @@ import numpy as np
 from runtime import tvm_runtime
 from runtime.errors import UserError
 
+# MLC's page size, in which a cache counts what is free. It may store larger pages.
+PAGE_SIZE = 16
 # Exported by a library with a policy; a stock library has none of them.
 POLICY_FUNCTIONS = ("kv_cache_configure", "kv_cache_exact_from", "kv_cache_gates", "kv_cache_positions")
 
@@ -78,6 +80,11 @@ class KVState:
     def num_available_pages(self) -> int:
         """Physical pages still free."""
         return self._available_pages(self.handle)
+
+    @property
+    def num_available_entries(self) -> int:
+        """Tokens that a step of one sequence may append for sure, without any compression."""
+        return self.num_available_pages * PAGE_SIZE
 
     @property
     def total_sequence_length(self) -> int:

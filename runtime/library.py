@@ -15,12 +15,10 @@ import numpy as np
 from runtime import tvm_runtime
 from runtime.artifact import LibraryMetadata, parse_library_metadata
 from runtime.errors import UserError
-from runtime.kv_state import POLICY_FUNCTIONS, KVState
+from runtime.kv_state import PAGE_SIZE, POLICY_FUNCTIONS, KVState
 
 _CPU = (1, 0)  # DLDeviceType kDLCPU, device 0
 _POOLED_ALLOCATOR = 2
-# MLC's page size. A cache may use larger physical pages; the number only sizes what it reports.
-_PAGE_SIZE = 16
 
 
 class ModelLibrary:
@@ -58,7 +56,10 @@ class ModelLibrary:
 
     def create_kv_state(self, max_total_sequence_length: int) -> KVState:
         """A KV cache for one sequence (and its short-lived forks) of that many entries."""
-        sizes = (1, max_total_sequence_length, self.metadata.prefill_chunk_size, _PAGE_SIZE, 0)
+        # A cache of this project makes room for another whole chunk after each, for an engine that asks for free pages
+        # before it plans a step. Here a step makes its own room: no step is as long as this chunk.
+        chunk_size = self.metadata.prefill_chunk_size + 1
+        sizes = (1, max_total_sequence_length, chunk_size, PAGE_SIZE, 0)
         handle = self._function("create_tir_paged_kv_cache")(*(self._shape((size,)) for size in sizes))
         return KVState(handle, {name: self._function(name) for name in POLICY_FUNCTIONS if self._has(name)})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.cache_memory import CacheMemory
 from runtime.policy import Policy
 from runtime.prefill_steps import prefill_steps
 
@@ -25,18 +26,38 @@ class CachedSequence:
     params
         The model's weights, as load_params returns them.
     context_window_size
-        Entries that the cache must hold.
+        Longest sequence.
+    max_total_sequence_length
+        Entries that the cache may hold, if less than the longest sequence: the policy compresses then, or the sequence
+        ends there.
+    policy
+        As for set_policy; the library's by default.
+
+    Raises
+    ------
+    UserError
+        The policy cannot work in so small a cache.
     """
 
-    def __init__(self, library: Any, params: Any, context_window_size: int) -> None:
+    def __init__(
+        self,
+        library: Any,
+        params: Any,
+        context_window_size: int,
+        max_total_sequence_length: int | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self._library = library
         self._params = params
         self._chunk_size = library.metadata.prefill_chunk_size
-        self._context_window_size = context_window_size
+        self._memory = CacheMemory(context_window_size, max_total_sequence_length)
         compiled: Policy | None = library.metadata.policy
         self._may_shrink = compiled is not None and compiled.decode != "full"
-        self._policy = compiled
-        self._kv = library.create_kv_state(context_window_size)
+        self._policy = policy or compiled
+        self._memory.check(self._policy)
+        self._kv = library.create_kv_state(self._memory.num_entries)
+        if self._policy != compiled:
+            self._kv.configure(self._policy.cache_text())
         self._interrupted = False
         self.token_ids: list[int] = []
         self._open()
@@ -47,9 +68,18 @@ class CachedSequence:
         return self._policy
 
     def set_policy(self, policy: Policy) -> None:
-        """Go on with this policy; it may differ from the library's in RUNTIME_FIELDS. What is cached stays."""
+        """Go on with this policy; it may differ from the library's in RUNTIME_FIELDS. What is cached stays.
+
+        UserError if it cannot work in a cache of this size.
+        """
+        self._memory.check(policy)
         self._kv.configure(policy.cache_text())
         self._policy = policy
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the sequence may have under the policy in force."""
+        return self._memory.longest_sequence(self._policy)
 
     @property
     def num_held_entries(self) -> int:
@@ -86,6 +116,12 @@ class CachedSequence:
                 return 0
             self._kv.popn(_SEQ_ID, len(self.token_ids) - shared)
             del self.token_ids[shared:]
+            # Queries went with the tokens, and the cache cannot compress without a window full of the newest.
+            if self._memory.may_run_out(self._policy) and (
+                self._kv.num_available_entries < max(len(prompt) - shared, self._policy.window)
+            ):
+                self.clear()
+                return 0
         return shared
 
     def prefill(self, token_ids: Sequence[int], on_progress: Progress | None = None) -> Any:
@@ -97,7 +133,8 @@ class CachedSequence:
         total = len(token_ids)
         ids = np.asarray(token_ids, np.int32)
         logits, done = None, 0
-        for length in prefill_steps(len(self.token_ids), total, self._chunk_size, self._policy):
+        chunk_size = self._memory.longest_step(self._chunk_size, self._policy)
+        for length in prefill_steps(len(self.token_ids), total, chunk_size, self._policy):
             if on_progress is not None:
                 on_progress(done, total)
             chunk = ids[done : done + length]
@@ -118,7 +155,7 @@ class CachedSequence:
     def _open(self) -> None:
         self._kv.add_sequence(_SEQ_ID)
         if self._may_shrink:
-            self._kv.enable_sliding_window(_SEQ_ID, self._context_window_size)
+            self._kv.enable_sliding_window(_SEQ_ID, self._memory.context_window_size)
 
     @contextmanager
     def _forward(self, new_ids: np.ndarray) -> Iterator[None]:

@@ -115,3 +115,29 @@ def test_short_prompts_are_not_touched(library):
     for token_id in ANSWER[:5]:
         assert_close(values(actual.decode(token_id)), expected.decode(token_id))
     assert actual.num_held_entries == 95
+
+
+@pytest.mark.parametrize("decode", ["latent", "adakv", "streaming"])
+def test_a_conversation_that_outgrows_its_memory_goes_on(library, decode):
+    """A prompt that fits is kept whole; longer ones are compressed on the way, and cut back in between."""
+    policy = library.library.metadata.policy.changed(f"decode={decode};compress_when=pressure")
+    small = CachedSequence(library.library, library.params, 1024, 320, policy)
+    whole = sequence(library, "decode=full")
+    first = PROMPT[:120]
+    np.testing.assert_array_equal(values(small.prefill(first)), values(whole.prefill(first)))
+    for token_id in ANSWER[:80]:
+        np.testing.assert_array_equal(values(small.decode(token_id)), values(whole.decode(token_id)))
+    assert small.num_held_entries == small.max_length - 824 == 200
+    before = first + ANSWER[:80]
+    for prompt in (before + PROMPT, (before + PROMPT)[:-3] + ANSWER, before[:-3] + PROMPT[:70]):
+        logits = small.prefill(prompt[small.reuse(prompt) :])
+        assert np.isfinite(values(logits)).all()
+        for token_id in ANSWER:
+            small.decode(token_id)
+        assert small.token_ids == prompt + ANSWER
+        end = len(small.token_ids)
+        for layer in range(CONFIG.num_hidden_layers):
+            for head in range(CONFIG.num_key_value_heads):
+                held = small.held_positions(layer, head)
+                assert (np.diff(held) > 0).all() and held[-64:].tolist() == list(range(end - 64, end))
+        assert 96 < small.num_held_entries <= 320 + 128  # a cache has two pages beside what is asked for
