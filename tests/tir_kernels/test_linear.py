@@ -24,6 +24,7 @@ from tir_kernels.weight_format import FORMATS
 FORMAT_DTYPES = [("f32_n32", "float32"), ("bf16_n32k2", "bfloat16"), ("q4_n32g32", "bfloat16")]
 ROWS = (1, 2, 3, 7, 8, 11, 33, 129)
 K = 416  # not a multiple of the blocks of K that some tiers use
+WIDE_K = 448  # a multiple of 64: activations that are rounded to 8 bits share a scale over 64 of k, not 32
 FLOAT32_UNIT, BFLOAT16_UNIT = 2.0**-24, 2.0**-8
 
 
@@ -65,12 +66,13 @@ def _weight(n: int, k: int, format_name: str) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _int8_steps(x: np.ndarray, packed: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps to which many rows of 4-bit products round: of x [m, k] a group of 32, of the weight [n] a row."""
-    largest_x = np.abs(x.astype(np.float64)).reshape(len(x), -1, 32).max(2)
+    """Steps to which many rows of 4-bit products round: of x [m, k] a group of 64 or 32, of the weight [n] a row."""
+    group = 64 if x.shape[1] % 64 == 0 else 32
+    largest_x = np.abs(x.astype(np.float64)).reshape(len(x), -1, group).max(2)
     halves = np.ascontiguousarray(packed[..., 128:]).view(np.float16).astype(np.float64)
     scales, minima = np.split(halves, 2, axis=-1)  # [panel, group, row]
     largest_w = np.maximum(np.abs(minima), np.abs(15 * scales + minima)).max(1).reshape(-1)[:n]
-    return np.repeat(largest_x, 32, axis=1) / 127, largest_w / 127
+    return np.repeat(largest_x, group, axis=1) / 127, largest_w / 127
 
 
 def _int8_error(isa, format_name: str, x: np.ndarray, w: np.ndarray, packed: np.ndarray) -> np.ndarray | float:
@@ -122,29 +124,31 @@ def test_linear_with_fixed_rows_equals_variable_rows(isa_target, format_name, dt
     np.testing.assert_array_equal(_run(fixed, arrays, (m, 96), dtype), _run(variable, arrays, (m, 96), dtype))
 
 
+@pytest.mark.parametrize("k", [K, WIDE_K])
 @pytest.mark.parametrize("m", [1, 8, 129])
-def test_q4_with_any_scales_is_within_one_rounding_a_weight(isa_target, m):
+def test_q4_with_any_scales_is_within_one_rounding_a_weight(isa_target, m, k):
     """Above a few rows each weight is rounded to bfloat16 or 8 bits."""
     target, isa = isa_target
-    packed = FORMATS["q4_n32g32"].pack(_normal((96, K), "float32", 4))
-    w = FORMATS["q4_n32g32"].unpack(packed, 96, K).astype(np.float64)
-    x = _normal((m, K), "bfloat16", 5)
-    module = _build(target, linear, 96, K, "q4_n32g32", "bfloat16")
+    packed = FORMATS["q4_n32g32"].pack(_normal((96, k), "float32", 4))
+    w = FORMATS["q4_n32g32"].unpack(packed, 96, k).astype(np.float64)
+    x = _normal((m, k), "bfloat16", 5)
+    module = _build(target, linear, 96, k, "q4_n32g32", "bfloat16")
     result = _run(module, [x, packed], (m, 96), "bfloat16")
     expected = x.astype(np.float64) @ w.T
     bound = 1.1 * BFLOAT16_UNIT * np.abs(x.astype(np.float64)) @ np.abs(w).T + BFLOAT16_UNIT * np.abs(expected)
     assert (np.abs(result - expected) <= bound + 1.01 * _int8_error(isa, "q4_n32g32", x, w, packed)).all()
 
 
-def test_8_bit_errors_are_those_of_independent_roundings(isa_target):
+@pytest.mark.parametrize("k", [K, WIDE_K])
+def test_8_bit_errors_are_those_of_independent_roundings(isa_target, k):
     """A rounding to a step has the variance step**2 / 12, and the errors of a sum add up as variances."""
     target, isa = isa_target
     if not isa.has_int8_dot:
         pytest.skip("this tier multiplies no 8-bit integers")
-    packed = FORMATS["q4_n32g32"].pack(_normal((96, K), "float32", 4))
-    w = FORMATS["q4_n32g32"].unpack(packed, 96, K).astype(np.float64)
-    x = _normal((129, K), "bfloat16", 5)
-    module = _build(target, linear, 96, K, "q4_n32g32", "bfloat16", out_dtype="float32")
+    packed = FORMATS["q4_n32g32"].pack(_normal((96, k), "float32", 4))
+    w = FORMATS["q4_n32g32"].unpack(packed, 96, k).astype(np.float64)
+    x = _normal((129, k), "bfloat16", 5)
+    module = _build(target, linear, 96, k, "q4_n32g32", "bfloat16", out_dtype="float32")
     errors = _run(module, [x, packed], (129, 96), "float32") - x.astype(np.float64) @ w.T
     x_step, w_step = _int8_steps(x, packed, 96)
     variances = np.square(x_step) @ np.square(w).T + np.square(x.astype(np.float64)).sum(1)[:, None] * w_step**2

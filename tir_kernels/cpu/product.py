@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from tir_kernels.weight_format import GROUP, PANEL_ROWS
 
 from .gemm import Activations, for_each_tile, max_tile_rows, panel_vectors, word_tile
-from .int8 import PANEL_GROUP, TILE_ROWS, QuantizedActivations, int8_tile, unpack_int8_panel
+from .int8 import TILE_ROWS, QuantizedActivations, group_size, int8_tile, panel_shape, unpack_int8_panel
 from .isa import VectorISA
 from .q4 import Q4Weight, q4_tile, store_corrections
 from .scratch import opaque, stack_buffer, workspace
@@ -135,19 +135,18 @@ class Product:
 
     def _emit_int8(self) -> None:
         """Quantizes the activations, then multiplies as :meth:`_emit_unpacked_q4` does."""
-        isa, num_groups = self.isa, self.k // GROUP
+        isa = self.isa
         weight = Q4Weight(isa, self.weight)
-        panel_shape = (self.num_panels, num_groups, PANEL_GROUP, PANEL_ROWS)
         with (
             workspace((self.m, self.k // 4), "int32") as codes,
-            workspace((self.m, num_groups), "float32") as code_scales,
+            workspace((self.m, self.k // group_size(self.k)), "float32") as code_scales,
         ):
             x = QuantizedActivations(codes, code_scales)
             with T.parallel(self.m) as row:
-                x.store(isa, self.x, row, num_groups)
+                x.store(isa, self.x, row, self.k)
             with (
                 T.attr(0, "pragma_parallel_launch_point", 1),  # what follows runs once a thread
-                workspace(panel_shape, "int32") as words,
+                workspace(panel_shape(self.num_panels, self.k), "int32") as words,
                 workspace((self.num_panels, PANEL_ROWS), "float32") as scales,
             ):
 
