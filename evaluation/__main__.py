@@ -36,7 +36,9 @@ def main(
         list[str],
         typer.Option(
             help='NAME=LIBRARY.so or NAME=LIBRARY.so:"k=v;k=v" with run-time settings; once for each policy. NAME=:... '
-            "takes the library of the model folder. Default: dense, and what that library was compiled for.",
+            "takes the library of the model folder. max_total_seq_length=N limits the KV cache of a policy to N tokens, "
+            "max_total_seq_length=first_turn to what the prompt and the first answer need. "
+            "Default: dense, and what that library was compiled for.",
             show_default=False,
         ),
     ] = [],  # noqa: B006  (typer copies it)
@@ -56,8 +58,17 @@ def main(
         int, typer.Option(min=1, help="The log-likelihood is of that many tokens of the reference at most.")
     ] = 128,
     second_turn: Annotated[
-        bool, typer.Option("--second-turn", help="Ask a second question about the same text, where there is one.")
+        bool,
+        typer.Option("--second-turn", help="Only rows with a second question about the same text: ask that too."),
     ] = False,
+    min_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With --second-turn: a first answer goes on to so many tokens, so that policies that compress do so; "
+            "what it says after its end is not scored.",
+        ),
+    ] = 64,
     share_short_prompts: Annotated[
         bool,
         typer.Option(
@@ -81,13 +92,17 @@ def main(
             raise UserError(f"no policy is called {baseline}: choose the one to compare with by --baseline")
         tokenizer = Tokenizer(model)
         found = _rows(tokenizer, data, _split(generate), _split(tasks), text, lengths, seed, rows)
-        jobs = make_jobs(tokenizer, found, room_of(config, policies), max_prompt_tokens, rows, second_turn)
-        options = RunOptions(max_answer_tokens, second_turn, share_short_prompts)
+        if second_turn and not tokenizer.has_chat_template:
+            raise UserError(f"{model} has no chat template, so there are no second turns: leave out --second-turn")
+        room = room_of(config, policies)
+        jobs = make_jobs(tokenizer, found, room, max_prompt_tokens, rows, min_new_tokens if second_turn else None)
+        options = RunOptions(max_answer_tokens, second_turn, min_new_tokens, share_short_prompts)
         settings = RunSettings(
             common={
                 "model": model.name,
                 "max_answer_tokens": max_answer_tokens,
                 "second_turn": second_turn,
+                **({"min_new_tokens": min_new_tokens} if second_turn else {}),
                 "share_short_prompts": share_short_prompts,
             },
             policies={p.name: p.describe() | {"library_sha256": _hash(p.library.path)} for p in policies},

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel
 
+from evaluation.branch import Branch, log_probability
 from evaluation.code_sandbox import pass_at_1
 from evaluation.metrics import TEXT_METRICS
 from evaluation.policies import EvaluatedPolicy
 from evaluation.prompts import answer_ids, letter_ids, second_turn_ids
 from evaluation.rows import Row
-from evaluation.session import Branch, Prompt, log_probability
 from runtime.errors import UserError
 from runtime.tokenizer import Tokenizer
 
@@ -24,7 +24,8 @@ class Outcome(BaseModel):
     """Answers and scores of a policy on a row.
 
     ``scores``: the first is the one that reports show. ``log_likelihood`` (natural) is the sum over the first
-    ``answer_tokens`` tokens of the reference answer. ``second_*`` are those of the second turn.
+    ``answer_tokens`` tokens of the reference answer. ``second_*`` are those of the second turn; ``second_kept`` is the
+    share of its past that the cache held when the second question had been read.
     """
 
     output: str
@@ -36,12 +37,17 @@ class Outcome(BaseModel):
     reason: str = ""
     second_output: str | None = None
     second_scores: dict[str, float] | None = None
+    second_log_likelihood: float | None = None
+    second_answer_tokens: int | None = None
+    second_kept: float | None = None
 
 
 def check_metric(row: Row) -> None:
     """UserError if there is no such metric, or the row lacks what it needs."""
     if row.metric == PASS_AT_1 and row.test is None:
         raise UserError(f"row {row.id} has metric pass_at_1 but no test: add one to its file")
+    if row.second is not None and row.second.metric == PASS_AT_1:
+        raise UserError(f"row {row.id} has metric pass_at_1 in its second question, which has no test: choose another")
     for metric in (row.metric, *((row.second.metric,) if row.second else ())):
         if metric not in TEXT_METRICS and metric != PASS_AT_1:
             known = ", ".join((*TEXT_METRICS, PASS_AT_1))
@@ -50,23 +56,27 @@ def check_metric(row: Row) -> None:
 
 def measure(
     row: Row,
-    prompt: Prompt,
+    prompt: Branch,
     policy: EvaluatedPolicy,
     *,
     max_answer_tokens: int,
     second_turn: bool,
+    min_new_tokens: int,
 ) -> Outcome:
-    """Answer the row, score the answer, and measure how likely the reference answer is."""
+    """Answer the row, score the answer, and measure how likely the reference answer is.
+
+    ``min_new_tokens``: tokens that a first answer has at least where a second question follows.
+    """
     tokenizer = prompt.session.tokenizer
     second: dict = {}
-    with prompt.branch(policy) as branch:
-        letters = _letter_score(tokenizer, branch, row.choices, row.answers)
-        answer = branch.answer(row.max_new_tokens, row.stop)
-        if second_turn and row.second is not None and tokenizer.has_chat_template:
-            second = _second_turn(tokenizer, branch, row)
     reference = answer_ids(tokenizer, row)[:max_answer_tokens]
-    with prompt.branch(policy) as branch:
+    with prompt.fork(policy) as branch:
         log_likelihood = branch.log_likelihood(reference)
+    with prompt.conversation(policy) as branch:
+        letters = _letter_score(tokenizer, branch, row.choices, row.answers)
+        answer = branch.answer(row.max_new_tokens, row.stop, min_new_tokens if second_turn else 0)
+        if second_turn:
+            second = _second_turn(tokenizer, branch, row, max_answer_tokens)
     reason = ""
     if row.metric == PASS_AT_1:
         verdict = pass_at_1(answer.text, row.question, row.test, row.entry_point)
@@ -85,12 +95,23 @@ def measure(
     )
 
 
-def _second_turn(tokenizer: Tokenizer, branch: Branch, row: Row) -> dict:
+def _second_turn(tokenizer: Tokenizer, branch: Branch, row: Row, max_answer_tokens: int) -> dict:
+    branch.end_first_turn()
     branch.extend(second_turn_ids(tokenizer, row))
+    kept = branch.kept
+    reference = tokenizer.encode(row.second.answers[0], add_special_tokens=False)[:max_answer_tokens]
+    with branch.fork() as side:
+        log_likelihood = side.log_likelihood(reference)
     letters = _letter_score(tokenizer, branch, row.second.choices, row.second.answers)
     answer = branch.answer(row.second.max_new_tokens)
     scores = letters | _text_scores(row.second.metric, answer.text, row.second.answers)
-    return {"second_output": answer.text, "second_scores": scores}
+    return {
+        "second_output": answer.text,
+        "second_scores": scores,
+        "second_log_likelihood": log_likelihood,
+        "second_answer_tokens": len(reference),
+        "second_kept": kept,
+    }
 
 
 def _text_scores(metric: str, output: str, answers: Sequence[str]) -> dict[str, float]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runtime.cache_memory import CacheMemory
 from runtime.errors import UserError
+from runtime.key_values import parse_key_values
 from runtime.library import ModelLibrary
 from runtime.policy import DECODE_FIELDS, Policy
 
 DENSE = "dense"
+# What may stand beside the run-time settings of a policy.
+MEMORY = "max_total_seq_length"
+FIRST_TURN = "first_turn"
 _NO_GATES = "threshold_len=2147483647"
 
 
@@ -35,11 +40,15 @@ class PolicyArgument:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedPolicy:
-    """A policy under its name in tables. ``policy`` None: the library has no run-time settings at all."""
+    """A policy under its name in tables. ``policy`` None: the library has no run-time settings at all.
+
+    ``memory``: entries that the cache may hold, FIRST_TURN for as many as the prompt and the first answer have, or None.
+    """
 
     name: str
     library: ModelLibrary
     policy: Policy | None
+    memory: int | str | None = None
 
     @property
     def keeps_everything(self) -> bool:
@@ -47,7 +56,12 @@ class EvaluatedPolicy:
         return self.policy is None or self.policy.decode == "full"
 
     def prefill_key(self, prompt_tokens: int, share_short_prompts: bool) -> tuple:
-        """Equal for policies of which one prefill serves all, for a prompt of that length."""
+        """Equal for policies of which one prefill serves all, for a prompt of that length.
+
+        A policy with a limited memory has its prompt for itself: a compression frees only what nobody else reads.
+        """
+        if self.memory is not None:
+            return (self.library.path, self.memory, *self.policy.to_dict().values())
         if self.policy is None:
             return (self.library.path,)
         if share_short_prompts and not self.gates(prompt_tokens):
@@ -71,15 +85,34 @@ class EvaluatedPolicy:
 
     def describe(self) -> dict:
         """For reports."""
-        return {"library": self.library.path.name, "policy": self.policy and self.policy.to_dict()}
+        memory = {} if self.memory is None else {MEMORY: self.memory}
+        return {"library": self.library.path.name, "policy": self.policy and self.policy.to_dict()} | memory
 
 
 def with_settings(name: str, library: ModelLibrary, settings: str = "") -> EvaluatedPolicy:
-    """A policy of a library with run-time settings changed; UserError if it has none or they are not allowed."""
+    """A policy of a library with run-time settings changed, and perhaps a limited memory.
+
+    UserError if the library has no settings, or they are not allowed.
+    """
+    values = parse_key_values(settings)
+    limit = values.pop(MEMORY, None)
+    settings = ";".join(f"{key}={value}" for key, value in values.items())
     compiled = library.metadata.policy
     if compiled is None and settings:
         raise UserError(f"{library.path} has no run-time settings: compile it with a --prefill or --decode policy")
-    return EvaluatedPolicy(name, library, compiled and compiled.changed(settings))
+    policy = EvaluatedPolicy(name, library, compiled and compiled.changed(settings))
+    return policy if limit is None else replace(policy, memory=_memory(limit, policy))
+
+
+def _memory(text: str, policy: EvaluatedPolicy) -> int | str:
+    if policy.keeps_everything:
+        raise UserError(f"{policy.name} keeps everything, so {MEMORY} would end its rows: give it a decode policy")
+    if text == FIRST_TURN:
+        return text
+    if not text.isdecimal():
+        raise UserError(f"{MEMORY}={text} is not allowed: it must be a number of tokens or {FIRST_TURN}")
+    CacheMemory(policy.library.metadata.context_window_size, int(text)).check(policy.policy)
+    return int(text)
 
 
 def default_policies(library: ModelLibrary) -> list[EvaluatedPolicy]:

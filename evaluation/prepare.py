@@ -44,9 +44,17 @@ def room_of(config: ChatConfig, policies: list[EvaluatedPolicy]) -> int:
 
 
 def make_jobs(
-    tokenizer: Tokenizer, found: dict[str, list[Row]], room: int, longest: int | None, rows: int, second_turn: bool
+    tokenizer: Tokenizer,
+    found: dict[str, list[Row]],
+    room: int,
+    longest: int | None,
+    rows: int,
+    second_turn_after: int | None,
 ) -> list[Job]:
-    """The first ``rows`` rows of each task that fit, in turns; without a second question that does not fit."""
+    """The first ``rows`` rows of each task that fit, in turns.
+
+    ``second_turn_after``: only rows with a second question, that fit with it after a first answer of so many tokens.
+    """
     for task in found.values():
         for row in task:
             check_metric(row)
@@ -59,19 +67,25 @@ def make_jobs(
                 break
             ids = prompt_ids(tokenizer, row)
             end = len(ids) + row.max_new_tokens
+            if second_turn_after is not None:
+                if row.second is None:
+                    continue
+                end = len(ids) + max(row.max_new_tokens, second_turn_after)
+                end += len(second_turn_ids(tokenizer, row)) + row.second.max_new_tokens
             if end > room or (longest is not None and len(ids) > longest):
                 continue
             if row.id in prompts:
                 raise UserError(f"two rows have the id {row.id}: give each its own")
-            if second_turn and row.second is not None and tokenizer.has_chat_template:
-                end += len(second_turn_ids(tokenizer, row)) + row.second.max_new_tokens
-            kept[name].append(row if end <= room else row.model_copy(update={"second": None}))
+            kept[name].append(row)
             prompts[row.id] = ids
     jobs = [Job(row, prompts[row.id]) for row in in_turns(kept)]
+    if not jobs and second_turn_after is not None:
+        raise UserError("no row with a second question is left: raise --max-prompt-tokens, or choose other --tasks")
     if not jobs:
         raise UserError("no row is left: raise --max-prompt-tokens, or take a model with a longer context")
     if left_out := [name for name, task in kept.items() if not task]:
-        print(f"no row of {', '.join(left_out)} is short enough", file=sys.stderr)
+        fits = "is short enough" if second_turn_after is None else "has a second question and is short enough"
+        print(f"no row of {', '.join(left_out)} {fits}", file=sys.stderr)
     return jobs
 
 

@@ -140,7 +140,7 @@ def _with_second_questions(rows: list[Row]) -> list[Row]:
     """Give rows that share their text with others the next one's question as second question."""
     same_text: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.mode == "chat" and row.context:
+        if row.mode == "chat" and row.context and row.test is None:
             same_text[row.context].append(row)
     following = {
         row.id: group[(place + 1) % len(group)]

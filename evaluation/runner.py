@@ -27,6 +27,7 @@ class RunOptions:
 
     max_answer_tokens: int
     second_turn: bool
+    min_new_tokens: int
     share_short_prompts: bool
 
 
@@ -84,6 +85,7 @@ class Runner:
                         policy,
                         max_answer_tokens=self._options.max_answer_tokens,
                         second_turn=self._options.second_turn,
+                        min_new_tokens=self._options.min_new_tokens,
                     )
                 self._store.add(_result(job, policy, outcomes[key]))
 

@@ -1,8 +1,7 @@
-"""Runs prompts on a library: one prefill of a prompt, and from it a branch for every policy and every measurement."""
+"""A library with its weights and one KV cache: sequences that grow, fork and run out of memory."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,25 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.branch import Branch
 from evaluation.policies import EvaluatedPolicy
+from runtime.cache_memory import CacheMemory
 from runtime.kv_state import KVState
 from runtime.library import ModelLibrary
 from runtime.prefill_steps import prefill_steps
-from runtime.text_stream import StopStrings, StreamingDetokenizer
 from runtime.tokenizer import Tokenizer
 
-_PROMPT, _BRANCH = 0, 1
+_PROMPT = 0
+# A sequence that nobody reads: it takes the pages that a policy shall not have. Its memory is never touched.
+_BALLAST = 99
 # Entries beside the prompt: a second turn, and the pages a branch copies before it writes into or compresses them.
 _SPARE_ENTRIES = 16384
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A greedy answer. ``finished``: the model ended it, or a stop string did."""
-
-    text: str
-    token_ids: list[int]
-    finished: bool
 
 
 @dataclass(slots=True)
@@ -63,43 +56,86 @@ class Session:
         self.vocab_size = vocab_size
         self._params = params
         self._kv: KVState = library.create_kv_state(longest_prompt + _SPARE_ENTRIES)
+        self._ballast = False
 
     @contextmanager
-    def prompt(self, token_ids: Sequence[int], policy: EvaluatedPolicy) -> Iterator[Prompt]:
-        """Compute a prompt with the prefill settings of ``policy``."""
+    def prompt(self, token_ids: Sequence[int], policy: EvaluatedPolicy) -> Iterator[Branch]:
+        """Compute a prompt with the prefill settings of ``policy``, in no more memory than it allows."""
         self.configure(policy)
         try:
+            if isinstance(policy.memory, int):
+                self.leave(policy.memory)
             self._kv.add_sequence(_PROMPT)
-            logits = self.prefill_in_steps(_PROMPT, 0, token_ids, policy)
-            yield Prompt(self, len(token_ids), logits)
+            if policy.memory is not None:
+                self._may_shrink(_PROMPT)
+            prompt = Branch(self, _PROMPT, policy, 0, None)
+            prompt.extend(token_ids)
+            yield prompt
             self._kv.remove_sequence(_PROMPT)
+            self.leave(None)
         except BaseException:  # perhaps in the middle of a step, where only clear() is allowed
             self._kv.clear()
+            self._ballast = False
             raise
 
     @contextmanager
-    def branch(self, prompt: Prompt, policy: EvaluatedPolicy) -> Iterator[Branch]:
-        """A copy of the prompt that goes on by itself under the decode settings of ``policy``.
+    def fork(self, source: Branch, policy: EvaluatedPolicy) -> Iterator[Branch]:
+        """A copy of a sequence that goes on by itself under the decode settings of ``policy``.
 
-        The cache compresses before a decode step, so what it drops it drops from the branch.
+        The cache compresses before a decode step, so what it drops it drops from the copy. A copy shares its past, so
+        no compression of it makes room: it may take as much as it needs.
         """
-        self._kv.fork_sequence(_PROMPT, _BRANCH)
+        left = self._kv.num_available_entries if self._ballast else None
+        self.leave(None)
+        child = source.sequence + 1
+        self._kv.fork_sequence(source.sequence, child)
         self.configure(policy)
         if not policy.keeps_everything:
-            self._kv.enable_sliding_window(_BRANCH, self.library.metadata.context_window_size)
-        yield Branch(self, prompt, policy)
-        self._kv.remove_sequence(_BRANCH)  # after an exception, prompt() clears everything
+            self._may_shrink(child)
+        yield Branch(self, child, policy, source.length, source.logits)
+        self._kv.remove_sequence(child)  # after an exception, prompt() clears everything
+        self.leave(left)
+
+    def leave(self, num_entries: int | None) -> None:
+        """Let sequences take so many more entries, in whole pages; None: all there are."""
+        if self._ballast:
+            self._kv.remove_sequence(_BALLAST)
+            self._ballast = False
+        if num_entries is None:
+            return
+        self._kv.add_sequence(_BALLAST)
+        self._ballast = True
+        rest = self._kv.num_available_entries - num_entries
+        while rest > 0:
+            step = min(rest, self.library.metadata.prefill_chunk_size)
+            self._kv.begin_forward((_BALLAST,), (step,))
+            self._kv.end_forward()
+            rest -= step
+
+    def kept(self, sequence: int, length: int) -> float:
+        """Share of the entries of a sequence of ``length`` tokens that the cache still holds, over layers and heads."""
+        if self.library.metadata.policy is None:
+            return 1.0
+        sizes = self.library.metadata.kv_cache
+        layers, heads = sizes.num_hidden_layers, sizes.num_key_value_heads
+        held = sum(len(self._kv.positions(sequence, layer, head)) for layer in range(layers) for head in range(heads))
+        return held / (layers * heads * length)
 
     def configure(self, policy: EvaluatedPolicy) -> None:
         if policy.policy is not None:
             self._kv.configure(policy.policy.cache_text())
 
     def prefill_in_steps(
-        self, sequence: int, start: int, token_ids: Sequence[int], policy: EvaluatedPolicy
+        self, sequence: int, start: int, token_ids: Sequence[int], policy: EvaluatedPolicy, memory: int | None
     ) -> np.ndarray:
-        """Append tokens after the first ``start``, cut into steps as the runtime cuts them; logits of the last one."""
+        """Append tokens after the first ``start``, cut into steps as the runtime cuts them; logits of the last one.
+
+        ``memory``: the entries that the whole sequence may have, if not all there are.
+        """
         done = 0
-        chunk_size = self.library.metadata.prefill_chunk_size
+        metadata = self.library.metadata
+        limit = CacheMemory(metadata.context_window_size, memory)
+        chunk_size = limit.longest_step(metadata.prefill_chunk_size, policy.policy)
         for length in prefill_steps(start, len(token_ids), chunk_size, policy.policy):
             logits = self.prefill(sequence, token_ids[done : done + length])
             done += length
@@ -121,79 +157,11 @@ class Session:
         self.clock.decode_seconds += time.perf_counter() - started
         return logits
 
+    def _may_shrink(self, sequence: int) -> None:
+        self._kv.enable_sliding_window(sequence, self.library.metadata.context_window_size)
+
     def _forward(self, sequence: int, ids: np.ndarray, function: Any) -> np.ndarray:
         self._kv.begin_forward((sequence,), (len(ids),))
         logits = function(self.library.embed(ids, self._params), self._kv, self._params)
         self._kv.end_forward()
         return np.from_dlpack(logits).reshape(-1)[: self.vocab_size].copy()
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A computed prompt of ``length`` tokens, and the logits of the last one."""
-
-    session: Session
-    length: int
-    logits: np.ndarray
-
-    def branch(self, policy: EvaluatedPolicy) -> Any:
-        """See Session.branch."""
-        return self.session.branch(self, policy)
-
-
-class Branch:
-    """A conversation that goes on from a prompt."""
-
-    def __init__(self, session: Session, prompt: Prompt, policy: EvaluatedPolicy) -> None:
-        self._session = session
-        self._policy = policy
-        self.length = prompt.length
-        self.logits = prompt.logits
-
-    def extend(self, token_ids: Sequence[int]) -> None:
-        """Prefill more tokens."""
-        self.logits = self._session.prefill_in_steps(_BRANCH, self.length, token_ids, self._policy)
-        self.length += len(token_ids)
-
-    def answer(self, max_new_tokens: int, stop: Sequence[str] = ()) -> Answer:
-        """Decode greedily up to an end-of-text token, a stop string or ``max_new_tokens`` tokens.
-
-        Afterwards the sequence holds all tokens of the answer but an end-of-text token.
-        """
-        session = self._session
-        detokenizer, stops = StreamingDetokenizer(session.tokenizer.decode), StopStrings(stop)
-        text, ids = "", []
-        finished = False
-        while not finished and len(ids) < max_new_tokens:
-            token_id = int(self.logits.argmax())
-            if token_id in session.stop_token_ids:
-                finished = True
-                break
-            ids.append(token_id)
-            text += stops.add(detokenizer.add(token_id))
-            finished = stops.found
-            self._append(token_id)
-        if not stops.found:
-            text += stops.add(detokenizer.finish())
-        if not stops.found:
-            text += stops.finish()
-        return Answer(text, ids, finished)
-
-    def log_likelihood(self, token_ids: Sequence[int]) -> float:
-        """Sum of the natural logarithms of the probabilities of ``token_ids``, which are fed one by one."""
-        total = 0.0
-        for place, token_id in enumerate(token_ids):
-            total += log_probability(self.logits, token_id)
-            if place + 1 < len(token_ids):
-                self._append(token_id)
-        return total
-
-    def _append(self, token_id: int) -> None:
-        self.logits = self._session.decode(_BRANCH, token_id)
-        self.length += 1
-
-
-def log_probability(logits: np.ndarray, token_id: int) -> float:
-    """Of one token under softmax(logits)."""
-    largest = float(logits.max())
-    return float(logits[token_id]) - largest - math.log(np.exp(logits - largest).sum(dtype=np.float64))

@@ -39,11 +39,16 @@ class CacheMemory:
 
     def check(self, policy: Policy | None) -> None:
         """UserError if a sequence that the policy has compressed would leave no room to go on."""
-        if self.may_run_out(policy) and self._room(policy) < _PAGE:
+        if self.may_run_out(policy) and self.num_entries < self.smallest(policy):
             raise UserError(
                 f"max_total_seq_length={self.num_entries} is too small: the policy keeps capacity={policy.capacity} "
-                f"entries and needs {self._kept(policy) + _PAGE} to go on from there; make it larger, or lower capacity"
+                f"entries and needs {self.smallest(policy)} to go on from there; make it larger, or lower capacity"
             )
+
+    @classmethod
+    def smallest(cls, policy: Policy) -> int:
+        """Entries that a policy that compresses needs at least."""
+        return cls._kept(policy) + _PAGE
 
     def _room(self, policy: Policy) -> int:
         return (self.num_entries - self._kept(policy)) // _PAGE * _PAGE

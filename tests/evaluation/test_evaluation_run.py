@@ -58,11 +58,17 @@ def run(toy_model, data, tmp_path):
     return with_arguments
 
 
-def greedy(ids: list[int], count: int) -> list[int]:
+def greedy(ids: list[int], count: int, at_least: int = 0) -> list[int]:
+    """Up to ``count`` tokens or end-of-text, which is no choice before ``at_least``."""
     ids = list(ids)
     start = len(ids)
-    while len(ids) < start + count and (token := int(toy_logits(WEIGHTS, ids).argmax())) != 0:
-        ids.append(token)
+    while len(ids) < start + max(count, at_least):
+        logits = toy_logits(WEIGHTS, ids)
+        if len(ids) < start + at_least:
+            logits[0] = -np.inf
+        if logits.argmax() == 0:
+            break
+        ids.append(int(logits.argmax()))
     return ids[start:]
 
 
@@ -113,18 +119,31 @@ def test_letters_by_likelihood(run, toy_model) -> None:
     assert set(results["letters/0", "dense"]["scores"]) == {"letter_acc", "mc_acc"}
 
 
-def test_second_turn_goes_on_from_the_first(run, toy_model) -> None:
-    _, results = run("--tasks", "chat", "--second-turn")
+@pytest.mark.parametrize("at_least", [0, 2, 7])
+def test_second_turn_goes_on_from_the_first(run, toy_model, at_least: int) -> None:
+    _, results = run("--tasks", "chat", "--second-turn", "--min-new-tokens", str(at_least))
     tokenizer = Tokenizer(toy_model)
     row = Row(**ROWS["chat"][0] | {"second": {"text": "dog", "answers": ["x"], "metric": "f1", "max_new_tokens": 3}})
     ids = prompt(tokenizer, ROWS["chat"][0])
-    ids += greedy(ids, 3)
+    outcome = results["chat/0", "dense"]
+    assert outcome["output"] == tokenizer.decode(greedy(ids, 3))  # what is forced is not scored
+    ids += greedy(ids, 3, at_least)
     joint = second_turn_ids(tokenizer, row)
     assert tokenizer._tokenizer.decode(joint, skip_special_tokens=False) == (
         "<|im_end|>\n<|im_start|>user\ndog<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert results["chat/0", "dense"]["second_output"] == tokenizer.decode(greedy(ids + joint, 3))
-    assert "Second-turn questions" in run("--tasks", "chat", "--second-turn")[0].output
+    assert outcome["second_output"] == tokenizer.decode(greedy(ids + joint, 3))
+    answer = tokenizer.encode("the lazy dog")
+    assert outcome["second_answer_tokens"] == len(answer) and outcome["second_kept"] == 1.0
+    assert outcome["second_log_likelihood"] == pytest.approx(likelihood(ids + joint, answer), rel=1e-4)
+
+
+def test_second_turn_takes_rows_that_have_one_and_room_for_it(run) -> None:
+    done, results = run("--second-turn", "--min-new-tokens", "2")
+    assert {row for row, _ in results} == {"chat/0", "chat/1"} and "Second-turn questions" in done.output
+    assert "no row of letters, raw has a second question" in done.output
+    done, _ = run("--second-turn", "--min-new-tokens", "64")
+    assert done.exit_code == 1 and "no row with a second question is left" in done.output
 
 
 @pytest.mark.parametrize(
@@ -212,6 +231,9 @@ def test_generated_rows_that_are_too_long_are_left_out(run, tmp_path) -> None:
         (("--policy", "dense=", "--policy", "dense="), "two policies are called dense"),
         (("--policy", "a="), "no policy is called dense"),
         (("--policy", "dense=:capacity=x"), "capacity=x is not allowed"),
+        (("--policy", "dense=:max_total_seq_length=x"), "must be a number of tokens or first_turn"),
+        (("--policy", "dense=:max_total_seq_length=50"), "max_total_seq_length=50 is too small"),
+        (("--policy", "dense=:decode=full;max_total_seq_length=50"), "dense keeps everything"),
         (("--generate", "x"), "no generator x"),
         (("--generate", "kv", "--lengths", "1k"), "--lengths 1k is no list"),
         (("--max-prompt-tokens", "1"), "no row is left"),
