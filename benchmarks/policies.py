@@ -10,7 +10,6 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
 from benchmarks.machine import raise_priority, run_in_own_session, use_threads
-from benchmarks.operator_times import OperatorTimes
 from benchmarks.options import token_counts
 from benchmarks.peak import measure_peak
 from benchmarks.policy_report import operator_table, policy_table
@@ -21,6 +20,7 @@ from runtime.artifact import find_library, read_chat_config
 from runtime.console import user_errors
 from runtime.errors import UserError
 from runtime.library import ModelLibrary
+from runtime.operator_times import OperatorTimes
 from runtime.params import load_params
 from runtime.policy import Policy
 from runtime.sequence import CachedSequence
@@ -150,7 +150,7 @@ def _operators(library: ModelLibrary, params: Any, settings: str, ids: list[int]
     _start(sequence, sequence.policy, settings)
     times.take()
     sequence.prefill(ids)
-    return times.take()
+    return {name: time.seconds for name, time in times.take().items()}
 
 
 def _best(logits: Any) -> int:

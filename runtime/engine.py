@@ -13,6 +13,7 @@ import numpy as np
 from runtime.artifact import find_library, read_chat_config
 from runtime.errors import UserError
 from runtime.library import ModelLibrary
+from runtime.operator_times import OperatorTimes
 from runtime.params import load_params
 from runtime.policy import Policy
 from runtime.sampling import Sampler, SamplingParams
@@ -114,6 +115,10 @@ class Engine:
     def policy(self) -> Policy | None:
         """What is done to attention and cache; None if the library has no policy."""
         return self._sequence.policy
+
+    def operator_times(self) -> OperatorTimes:
+        """Measure every operator from now on, for as long as this engine lives."""
+        return OperatorTimes(self._library)
 
     def set_policy(self, settings: str) -> None:
         """Change settings of the policy, ``k=v;k=v`` with keys of ``runtime.policy.RUNTIME_FIELDS``.

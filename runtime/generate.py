@@ -10,6 +10,7 @@ import typer
 
 from runtime.console import PrefillProgress, speeds, user_errors
 from runtime.engine import Engine, Usage
+from runtime.operator_times import operator_table
 from runtime.prompt_source import prompt_text
 from runtime.settings import apply_settings
 
@@ -30,6 +31,7 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     settings: Annotated[str, typer.Option("--set", help='More sampling settings: "k=v;k=v".')] = "",
     policy: Annotated[str, typer.Option(help='Policy settings: "base_budget=4096;capacity=2048".')] = "",
+    profile: Annotated[bool, typer.Option("--profile", help="Show the time of every operator on stderr.")] = False,
     max_total_seq_length: Annotated[
         int | None, typer.Option(help="Tokens that the KV cache may hold; default: the whole context.")
     ] = None,
@@ -42,13 +44,20 @@ def main(
         sampling = engine.default_sampling.changed(**{k: v for k, v in options.items() if v is not None})
         sampling = apply_settings(sampling, settings)
         whole = text if raw or not engine.tokenizer.has_chat_template else [{"role": "user", "content": text}]
+        times = engine.operator_times() if profile else None
+        tables: list[str] = []
         usage: Usage | None = None
         with PrefillProgress() as progress:
             for output in engine.generate(whole, sampling, on_prefill=progress):
                 sys.stdout.write(output.text)
                 sys.stdout.flush()
                 usage = output.usage
+                if times and not tables:  # the first token comes with the prefill
+                    tables.append(operator_table("prefill", times.take()))
         sys.stdout.write("\n")
+    if times:
+        tables.append(operator_table("decode", times.take()))
+        print("\n\n".join(tables), file=sys.stderr)
     print(f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out; {speeds(usage)}", file=sys.stderr)
 
 

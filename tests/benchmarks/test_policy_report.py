@@ -1,4 +1,3 @@
-from benchmarks.operator_times import OperatorTimes
 from benchmarks.policy_report import operator_table, policy_table
 from benchmarks.results_file import Cell, Policies
 from benchmarks.timing import Sample
@@ -50,18 +49,3 @@ def test_attention_of_both_kinds_is_compared_with_dense_attention():
     lines = operator_table(result()).splitlines()
     assert lines[2] == "| dense | 60.0% | 0.0% | 40.0% | 1.00x |"
     assert lines[3] == "| entropy | 30.0% | 10.0% | 60.0% | 4.00x |"
-
-
-class FakeLibrary:
-    def instrument(self, callback):
-        self.call = callback
-
-
-def test_variants_of_a_kernel_count_together():
-    library = FakeLibrary()
-    times = OperatorTimes(library)
-    for name in ("observe", "observe1", "linear"):
-        library.call(name, True)
-        library.call(name, False)
-    assert set(times.take()) == {"observe", "linear"}
-    assert times.take() == {}

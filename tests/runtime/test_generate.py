@@ -40,6 +40,14 @@ def test_question_about_a_file(run, toy_dist, tmp_path):
     assert result.stdout == answer(toy_dist, [{"role": "user", "content": "the lazy dog\n\nfox"}], 5) + "\n"
 
 
+def test_profile_of_prefill_and_decode(run, toy_dist):
+    result = run("--prompt", "the fox", "--max-tokens", 6, "--profile")
+    assert result.stdout == answer(toy_dist, [{"role": "user", "content": "the fox"}], 6) + "\n"
+    titles = [line.split()[0] for line in result.stderr.splitlines() if line.endswith("share  cores")]
+    assert titles == ["prefill", "decode"]
+    assert result.stderr.count("\nall operators ") == 2
+
+
 def test_sampling_options(run):
     options = ("--prompt", "fox", "--temperature", 5, "--top-p", 0.9, "--set", "max_tokens=8")
     first, again, other = (run(*options, "--seed", seed) for seed in (1, 1, 2))
