@@ -121,7 +121,8 @@ class Policy:
     slack, default 256
         Entries a head grows beyond its capacity before it is compressed again (the paper compresses once).
     compress_when, default "always"
-        "always", or "pressure": only when the cache runs out of pages. Not in the paper.
+        "always", or "pressure": only when the cache runs out of pages, and then no more than is missing and
+        slack, as long as that is above capacity. Not in the paper.
 
     Raises
     ------

@@ -29,4 +29,11 @@ inline int32_t AvailableEnginePages(const CacheConfig& c, int64_t spare) {
   return static_cast<int32_t>(std::min<int64_t>(available, INT32_MAX));
 }
 
+// The fewest spare pages with which AvailableEnginePages promises that many entries.
+inline int64_t SparePagesFor(const CacheConfig& c, int64_t entries) {
+  int64_t spare = 0;
+  while (AvailableEnginePages(c, spare) * c.engine_page < entries) ++spare;
+  return spare;
+}
+
 }  // namespace entropy_mlc

@@ -30,6 +30,13 @@ class Compressor {
   }
 
   int64_t num_heads() const { return heads_; }
+  int64_t page() const { return page_; }
+
+  // Pages that no other sequence reads.
+  int64_t OwnPages(const Sequence& sequence) const {
+    return std::count_if(sequence.pages.begin(), sequence.pages.end(),
+                         [&](int32_t page) { return !pool_->shared(page); });
+  }
 
   // Entries of all heads of the layer that holds most.
   int64_t LargestLayer(const Sequence& sequence) const {
@@ -46,8 +53,7 @@ class Compressor {
   // Compresses a sequence to which the policy applies, if that frees a page or leaves `min_free` free ones: pages that
   // forks share stay as they are, and what this sequence keeps of them takes new ones. Whether it did.
   bool Compress(const Policy& policy, int64_t min_free, Sequence* sequence) {
-    int64_t own = std::count_if(sequence->pages.begin(), sequence->pages.end(),
-                                [&](int32_t page) { return !pool_->shared(page); });
+    int64_t own = OwnPages(*sequence);
     auto worthwhile = [&](int64_t pages_after) {
       return pages_after < own || pool_->num_free() + own - pages_after >= min_free;
     };

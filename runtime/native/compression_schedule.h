@@ -21,7 +21,8 @@ class CompressionSchedule {
     return pages;
   }
 
-  // Before a step is planned: compresses its sequences that are due, and if pages are short still, any sequence.
+  // Before a step is planned: compresses its sequences that are due, and if pages are short still, any sequence, under
+  // "always" those of the step first.
   void BeforeStep(const Policy& policy, const std::vector<BatchEntry>& batch, bool is_tree, SequenceTable* sequences) {
     if (policy.decode == "full") return;
     for (const BatchEntry& entry : batch) {
@@ -30,20 +31,24 @@ class CompressionSchedule {
         compressor_->Compress(policy, NewPages(batch) + 1, entry.sequence);
       }
     }
-    auto enough = [&] { return NewPages(batch) <= pool_->num_free(); };
-    std::vector<Sequence*> candidates;
-    for (const BatchEntry& entry : batch) candidates.push_back(entry.sequence);
-    MakeRoom(policy, candidates, enough);
-    MakeRoom(policy, All(sequences), enough);
+    auto missing = [&] { return NewPages(batch) - pool_->num_free(); };
+    if (!Gently(policy)) {
+      std::vector<Sequence*> candidates;
+      for (const BatchEntry& entry : batch) candidates.push_back(entry.sequence);
+      MakeRoom(policy, candidates, missing);
+    }
+    MakeRoom(policy, All(sequences), missing);
   }
 
-  // After a step: compresses until `enough()`, so that an engine that asks for free pages first gets some.
-  template <typename Enough>
-  void AfterStep(const Policy& policy, SequenceTable* sequences, Enough enough) {
-    if (policy.decode != "full") MakeRoom(policy, All(sequences), enough);
+  // After a step: compresses until no pages are `missing()`, so that an engine that asks for free pages first gets some.
+  template <typename Missing>
+  void AfterStep(const Policy& policy, SequenceTable* sequences, Missing missing) {
+    if (policy.decode != "full") MakeRoom(policy, All(sequences), missing);
   }
 
  private:
+  static bool Gently(const Policy& policy) { return policy.compress_when == "pressure"; }
+
   bool Due(const Policy& policy, const Sequence& sequence) const {
     if (policy.compress_when != "always" || sequence.generated < policy.decode_gap) return false;
     int64_t limit = policy.capacity + (sequence.compressed() ? policy.slack : 0);
@@ -57,19 +62,25 @@ class CompressionSchedule {
     return all;
   }
 
-  // Compresses the largest of the candidates first, each only if that frees a page.
-  template <typename Enough>
-  void MakeRoom(const Policy& policy, std::vector<Sequence*> candidates, Enough enough) {
-    if (enough()) return;
-    candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
-                                    [&](Sequence* s) { return !compressor_->Applies(policy, *s); }),
-                     candidates.end());
+  // Compresses the largest of the candidates first, each only if that frees a page. Under "pressure" a sequence loses no
+  // more than is missing and `slack`, unless even all of them together have not enough to lose that way.
+  template <typename Missing>
+  void MakeRoom(const Policy& policy, std::vector<Sequence*> candidates, Missing missing) {
+    if (missing() <= 0) return;
     std::sort(candidates.begin(), candidates.end(), [&](Sequence* a, Sequence* b) {
       return compressor_->LargestLayer(*a) > compressor_->LargestLayer(*b);
     });
-    for (Sequence* sequence : candidates) {
-      if (enough()) return;
-      compressor_->Compress(policy, std::numeric_limits<int64_t>::max(), sequence);
+    for (int round = Gently(policy) ? 0 : 1; round < 2; ++round) {
+      for (Sequence* sequence : candidates) {
+        if (missing() <= 0) return;
+        Policy target = policy;
+        if (round == 0) {
+          int64_t pages = compressor_->OwnPages(*sequence) - missing() - CeilDiv(policy.slack, compressor_->page());
+          target.capacity = std::max(policy.capacity, pages * compressor_->page());
+        }
+        if (!compressor_->Applies(target, *sequence)) continue;
+        compressor_->Compress(target, std::numeric_limits<int64_t>::max(), sequence);
+      }
     }
   }
 

@@ -134,7 +134,7 @@ class KVCache {
     for (const BatchEntry& entry : batch_) tokens += entry.new_tokens;
     if (tokens < config_.prefill_chunk) return;
     schedule_.AfterStep(policy_, &sequences_, [this] {
-      return GetNumAvailablePages() * config_.engine_page >= config_.prefill_chunk;
+      return SparePagesFor(config_, config_.prefill_chunk) - SparePages();
     });
   }
 
@@ -165,11 +165,7 @@ class KVCache {
 
   bool Empty() const { return sequences_.empty(); }
 
-  int32_t GetNumAvailablePages() const {
-    int64_t copies = 0;
-    for (const auto& item : sequences_) copies += layout_.NeedsCopy(item.second);
-    return AvailableEnginePages(config_, pages_.num_free() - copies);
-  }
+  int32_t GetNumAvailablePages() const { return AvailableEnginePages(config_, SparePages()); }
 
   int32_t GetTotalSequenceLength() const {
     int64_t total = 0;
@@ -259,6 +255,13 @@ class KVCache {
     if (layer < 0 || layer >= config_.num_layers) {
       TVM_FFI_THROW(ValueError) << "The KV cache has " << config_.num_layers << " layers and no layer " << layer << ".";
     }
+  }
+
+  // Free pages, less one for each sequence whose shared last page needs a copy first.
+  int64_t SparePages() const {
+    int64_t copies = 0;
+    for (const auto& item : sequences_) copies += layout_.NeedsCopy(item.second);
+    return pages_.num_free() - copies;
   }
 
   // The caller has checked that there are pages enough.

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, WINDOW
+from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, PAGE, WINDOW
 
 sys.path.append(str(Path(__file__).parents[2] / "tir_kernels"))
-import compression_oracle  # noqa: E402
+import compression_oracle
 
 TAIL = max(WINDOW, 64)
 
@@ -119,32 +119,46 @@ class CompressionModel:
     def compress(self, seq, held):
         """held[layer][head]: the positions that the cache kept. They are taken over where the choice is too close."""
         s = self.sequences[seq]
+        capacity = self.capacity_of(s, held)
 
         def choose(layer):
-            kept, close = self.kept(s, layer)
+            kept, close = self.kept(s, layer, capacity)
             return [np.searchsorted(p, h) for p, h in zip(s.positions[layer], held[layer])] if close else kept
 
         s.keep(choose)
         s.exact_from = max(s.exact_from, s.length - TAIL)
         s.compressed = True
 
-    def kept(self, s, layer):
+    def capacity_of(self, s, held):
+        """What was compressed to: the capacity, or under pressure as many whole pages above it as could stay."""
+        capacity = self.policy["capacity"]
+        if self.policy["compress_when"] == "always":
+            return capacity
+
+        def explains(candidate):
+            return all(
+                [len(k) for k in self.kept(s, la, candidate)[0]] == [len(p) for p in held[la]] for la in range(LAYERS)
+            )
+
+        pages = range(int(s.mean_entries) // PAGE, capacity // PAGE, -1)
+        return next((c for c in [*(PAGE * n for n in pages), capacity] if explains(c)), capacity)
+
+    def kept(self, s, layer, capacity):
         """(ascending entries of each head that a compression keeps, whether float32 scores may choose otherwise)."""
         p = self.policy
         if p["decode"] == "streaming":
             ends = [len(positions) for positions in s.positions[layer]]
             return [
-                np.r_[0 : p["sinks"], e - p["capacity"] + p["sinks"] : e] if e > p["capacity"] else np.arange(e)
-                for e in ends
+                np.r_[0 : p["sinks"], e - capacity + p["sinks"] : e] if e > capacity else np.arange(e) for e in ends
             ], False
         scores = compression_oracle.window_scores(s.queries[layer, -WINDOW:], s.keys[layer], HEAD_DIM**-0.5)
         adaptive, use_max = p["decode"] == "adakv", p["pooling"] == "max"
         alpha = p["adaptive_alpha"] if adaptive else None
-        kept = compression_oracle.kept_entries(scores, p["capacity"], TAIL, p["pooling_kernel"], use_max, alpha)
+        kept = compression_oracle.kept_entries(scores, capacity, TAIL, p["pooling_kernel"], use_max, alpha)
         pooled = [compression_oracle.pooled(x[: len(x) - TAIL], p["pooling_kernel"], use_max) for x in scores]
         close = any(is_close(x, len(k) - TAIL) for x, k in zip(pooled, kept))
         if adaptive:
-            close |= is_close(np.concatenate(pooled), KV_HEADS * (p["capacity"] - TAIL))
+            close |= is_close(np.concatenate(pooled), KV_HEADS * (capacity - TAIL))
         return kept, close
 
 

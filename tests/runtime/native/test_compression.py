@@ -68,9 +68,14 @@ def test_heads_of_unequal_length_share_pages(compressing_libraries):
     assert cache.available_pages == empty - 5 * PAGE // ENGINE_PAGE
 
 
-@pytest.mark.parametrize("policy, first", [
-    ("decode=latent;decode_gap=5", 5), ("decode=latent;decode_gap=0", 0), ("decode=snapkv;decode_gap=-1", 0),
-])
+@pytest.mark.parametrize(
+    "policy, first",
+    [
+        ("decode=latent;decode_gap=5", 5),
+        ("decode=latent;decode_gap=0", 0),
+        ("decode=snapkv;decode_gap=-1", 0),
+    ],
+)
 def test_the_gap_counts_generated_tokens(compressing_libraries, policy, first):
     cache = make(compressing_libraries, policy)
     start(cache, 1, 300)
@@ -181,6 +186,19 @@ def test_pressure_compresses_nothing_while_there_is_room(compressing_libraries):
     assert cache.exact_from(1) == 0, "a step that is no whole chunk is the end of its prompt"
     start(cache, 4, 256)
     assert (cache.exact_from(1) > 0, cache.exact_from(2), cache.exact_from(3)) == (True, 0, 0), "the largest first"
+
+
+def test_pressure_takes_no_more_than_is_missing(compressing_libraries):
+    """A pool of 2048 + 16 + 112 entries, 34 pages: a sequence of 30 gives the two that another wants, and the slack."""
+    cache = make(compressing_libraries, "decode=snapkv;compress_when=pressure;slack=100", 1, 2048, 1024)
+    start(cache, 1, 30 * PAGE)
+    start(cache, 2, 4 * PAGE - 10)
+    assert cache.exact_from(1) == 0
+    forward(cache, [2], [10 + 2 * PAGE])
+    assert (entries(cache, 1) == (30 - 2 - 2) * PAGE).all() and cache.exact_from(2) == 0
+    assert cache.available_pages == (2 * PAGE - (PAGE - ENGINE_PAGE)) // ENGINE_PAGE
+    forward(cache, [2], [4 * PAGE])
+    assert (entries(cache, 1) == (26 - 2 - 2) * PAGE).all() and cache.exact_from(2) == 0
 
 
 def test_a_token_tree_waits(compressing_libraries):
