@@ -26,8 +26,20 @@ def paired_interval(
     Percentile bootstrap over rows (Efron 1979): rows are drawn with replacement, so that what makes a row hard for
     both variants cancels.
     """
-    difference = np.asarray(values, np.float64) - np.asarray(baseline, np.float64)
+    return grouped_interval([(values, baseline)], level=level, resamples=resamples, seed=seed)
+
+
+def grouped_interval(
+    groups: Sequence[tuple[Sequence[float], Sequence[float]]],
+    *,
+    level: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Interval:
+    """The same for the mean of several groups' means, each group (values, baseline): rows are drawn within groups."""
     rng = np.random.default_rng(seed)
-    means = difference[rng.integers(0, len(difference), (resamples, len(difference)))].mean(axis=1)
+    differences = [np.asarray(values, np.float64) - np.asarray(baseline, np.float64) for values, baseline in groups]
+    means = np.mean([d[rng.integers(0, len(d), (resamples, len(d)))].mean(axis=1) for d in differences], axis=0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(difference.mean()), float(low), float(high), len(difference))
+    mean = np.mean([d.mean() for d in differences])
+    return Interval(float(mean), float(low), float(high), sum(map(len, differences)))

@@ -3,56 +3,50 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel
 
-from evaluation.bootstrap import Interval, paired_interval
+from evaluation.measure import PASS_AT_1
 from evaluation.store import Result
+from evaluation.table import Line, Score, Table, first
 
 ALL = "all"
-LENGTH_EDGES = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+QA_AND_DIALOGUE = ("longqa", "mdqa", "dialogue")
+RETRIEVAL = "retrieval"
 
-_Score = Callable[[Result], float]
 
+class SecondTurn(BaseModel):
+    """The tables of a run with second questions. ``kept``: share of the past that the cache held when they were read."""
 
-class Line(BaseModel):
-    """One line of a table: the mean of each policy over the same rows.
-
-    ``interval``: of the difference to the baseline, by policy, from a paired bootstrap over rows.
-    """
-
-    name: str
-    group: str = ""
-    measure: str = ""
-    rows: int
-    means: dict[str, float]
-    interval: dict[str, Interval]
-
-    def share(self, policy: str, baseline: str) -> float | None:
-        """Of the baseline's mean; None if that is 0."""
-        return self.means[policy] / self.means[baseline] if self.means[baseline] else None
+    scores: list[Line]
+    tasks: list[Line]
+    log_likelihood: list[Line]
+    kept: list[Line]
 
 
 class Summary(BaseModel):
     """All tables of a report. Only rows that every policy has are in them.
 
-    ``categories``: means of the tasks' means, so that a task counts once however many rows it has; their intervals
-    are over rows. ``log_likelihood``: natural logarithm a token of the reference answer.
+    ``totals`` and ``categories``: means of the tasks' means, so that a task counts once however many rows it has.
+    All others are means over rows. ``log_likelihood``: natural logarithm a token of the reference answer. ``solved``:
+    problems of pass@1 tasks.
     """
 
     policies: list[str]
     baseline: str
     rows: int
     incomplete_rows: int
+    totals: list[Line]
+    solved: list[Line]
+    categories: list[Line]
     tasks: list[Line]
     other_scores: list[Line]
-    categories: list[Line]
+    by_length: list[Line]
     log_likelihood: list[Line]
+    log_likelihood_by_length: list[Line]
     retrieval_by_length: list[Line]
-    second_turn: list[Line]
+    second_turn: SecondTurn | None
 
 
 def summarize(results: Iterable[Result], policies: Sequence[str], baseline: str) -> Summary:
@@ -62,103 +56,91 @@ def summarize(results: Iterable[Result], policies: Sequence[str], baseline: str)
         if result.policy in policies:
             by_row[result.row][result.policy] = result
     rows = [row for row in by_row.values() if len(row) == len(policies)]
-    table = _Table(rows, policies, baseline)
-    tasks = table.lines(lambda r: (r.category, r.task), _first_score, lambda r: next(iter(r.outcome.scores)))
-    second = _Table([row for row in rows if _has_second(row)], policies, baseline)
-    retrieval = _Table([row for row in rows if _any(row).category == "retrieval"], policies, baseline)
+    table = Table(rows, policies, baseline)
+    second = Table([row for row in rows if all(r.outcome.second_scores for r in row.values())], policies, baseline)
     return Summary(
         policies=list(policies),
         baseline=baseline,
         rows=len(rows),
         incomplete_rows=len(by_row) - len(rows),
-        tasks=tasks,
+        totals=_totals(table),
+        solved=_solved(table),
+        categories=_means_of_tasks(table, _first_score),
+        tasks=table.by_task(_first_score, _measure),
         other_scores=_other_scores(table),
-        categories=_categories(table, tasks),
-        log_likelihood=[
-            *sorted(table.lines(lambda r: ("", r.category), _log_likelihood), key=lambda line: line.name),
-            *table.lines(lambda r: ("", ALL), _log_likelihood),
+        by_length=[
+            line.model_copy(update={"group": category})
+            for category in _categories(table)
+            for line in table.part(lambda r, c=category: r.category == c).by_length(_first_score)
         ],
-        retrieval_by_length=retrieval.lines(lambda r: ("", length_bucket(r.prompt_tokens)), _first_score),
-        second_turn=second.lines(lambda r: (r.category, r.task), _second_score),
+        log_likelihood=_with_total(table, _log_likelihood),
+        log_likelihood_by_length=table.by_length(_log_likelihood),
+        retrieval_by_length=table.part(lambda r: r.category == RETRIEVAL).by_length(_first_score),
+        second_turn=_second_turn(second) if second.rows else None,
     )
 
 
-def length_bucket(tokens: int) -> str:
-    """The power of two at or above a prompt length, "<= 4k"."""
-    edge = next((edge for edge in LENGTH_EDGES if tokens <= edge), None)
-    return f"<= {edge // 1024}k" if edge else f"> {LENGTH_EDGES[-1] // 1024}k"
+def _second_turn(table: Table) -> SecondTurn:
+    return SecondTurn(
+        scores=_means_of_tasks(table, _second_score),
+        tasks=table.by_task(_second_score),
+        log_likelihood=_with_total(table, _second_log_likelihood),
+        kept=_with_total(table, lambda r: r.outcome.second_kept),
+    )
 
 
-class _Table:
-    def __init__(self, rows: list[dict[str, Result]], policies: Sequence[str], baseline: str) -> None:
-        self.rows = rows
-        self.policies = policies
-        self.baseline = baseline
-
-    def lines(
-        self,
-        place: Callable[[Result], tuple[str, str]],
-        score: _Score,
-        measure: Callable[[Result], str] = lambda _: "",
-    ) -> list[Line]:
-        """A line for each (group, name) that ``place`` gives, sorted by group, otherwise as they come."""
-        found: dict[tuple[str, str], list[dict[str, Result]]] = defaultdict(list)
-        for row in sorted(self.rows, key=lambda row: _any(row).prompt_tokens):
-            found[place(_any(row))].append(row)
-        keys = sorted(found) if any(group for group, _ in found) else list(found)
-        return [self.line(key[1], key[0], measure(_any(found[key][0])), found[key], score) for key in keys]
-
-    def line(self, name: str, group: str, measure: str, rows: list[dict[str, Result]], score: _Score) -> Line:
-        values = {policy: [score(row[policy]) for row in rows] for policy in self.policies}
-        return Line(
-            name=name,
-            group=group,
-            measure=measure,
-            rows=len(rows),
-            means={policy: fmean(values[policy]) for policy in self.policies},
-            interval={
-                policy: paired_interval(values[policy], values[self.baseline])
-                for policy in self.policies
-                if policy != self.baseline
-            },
-        )
+def _totals(table: Table) -> list[Line]:
+    """What the policies are judged by: a line over the tasks of each kind that are there."""
+    kinds = (
+        ("QA and dialogue", "f1, accuracy", lambda r: r.category in QA_AND_DIALOGUE),
+        ("summaries", "rouge_l", lambda r: _measure(r) == "rouge_l"),
+        ("code lines", "edit_sim", lambda r: _measure(r) == "edit_sim"),
+        ("code", PASS_AT_1, lambda r: _measure(r) == PASS_AT_1),
+        (RETRIEVAL, "hits", lambda r: r.category == RETRIEVAL),
+    )
+    parts = [(name, measure, table.part(belongs)) for name, measure, belongs in kinds]
+    return [part.mean_of_tasks(name, _first_score, measure) for name, measure, part in parts if part.rows]
 
 
-def _categories(table: _Table, tasks: list[Line]) -> list[Line]:
+def _solved(table: Table) -> list[Line]:
+    part = table.part(lambda r: _measure(r) == PASS_AT_1)
+    return [*part.by_task(_first_score), part.whole(ALL, _first_score)] if part.rows else []
+
+
+def _categories(table: Table) -> list[str]:
+    return sorted({first(row).category for row in table.rows})
+
+
+def _means_of_tasks(table: Table, score: Score) -> list[Line]:
     """A line a category, and one of all tasks."""
-    lines = sorted(table.lines(lambda r: ("", r.category), _first_score), key=lambda line: line.name)
-    lines += table.lines(lambda r: ("", ALL), _first_score)
-    groups: dict[str, list[Line]] = defaultdict(list)
-    for task in tasks:
-        groups[task.group].append(task)
-        groups[ALL].append(task)
+    if not table.rows:
+        return []
+    lines = [table.part(lambda r, c=c: r.category == c).mean_of_tasks(c, score) for c in _categories(table)]
+    return [*lines, table.mean_of_tasks(ALL, score)]
+
+
+def _with_total(table: Table, score: Score) -> list[Line]:
+    return [*table.by_category(score), table.whole(ALL, score)] if table.rows else []
+
+
+def _other_scores(table: Table) -> list[Line]:
+    """Scores that a metric gives beside its first: ROUGE-1, exact matches."""
+    names = sorted({name for row in table.rows for name in _further(first(row))})
     return [
-        line.model_copy(update={"means": {p: fmean(t.means[p] for t in groups[line.name]) for p in table.policies}})
-        for line in lines
+        line
+        for name in names
+        for line in table.part(lambda r, n=name: n in _further(r)).by_task(
+            lambda r, n=name: r.outcome.scores[n], lambda _, n=name: n
+        )
     ]
 
 
-def _other_scores(table: _Table) -> list[Line]:
-    """Scores that a metric gives beside its first: ROUGE-1, exact matches."""
-    names = sorted({name for row in table.rows for name in _further(row)})
-    return [line for name in names for line in _score_lines(table, name)]
+def _further(result: Result) -> list[str]:
+    return list(result.outcome.scores)[1:]
 
 
-def _score_lines(table: _Table, name: str) -> list[Line]:
-    part = _Table([row for row in table.rows if name in _further(row)], table.policies, table.baseline)
-    return part.lines(lambda r: (r.category, r.task), lambda r: r.outcome.scores[name], lambda _: name)
-
-
-def _further(row: dict[str, Result]) -> list[str]:
-    return list(_any(row).outcome.scores)[1:]
-
-
-def _any(row: dict[str, Result]) -> Result:
-    return next(iter(row.values()))
-
-
-def _has_second(row: dict[str, Any]) -> bool:
-    return all(result.outcome.second_scores for result in row.values())
+def _measure(result: Result) -> str:
+    return next(iter(result.outcome.scores))
 
 
 def _first_score(result: Result) -> float:
@@ -171,3 +153,7 @@ def _second_score(result: Result) -> float:
 
 def _log_likelihood(result: Result) -> float:
     return result.outcome.log_likelihood / max(1, result.outcome.answer_tokens)
+
+
+def _second_log_likelihood(result: Result) -> float:
+    return result.outcome.second_log_likelihood / max(1, result.outcome.second_answer_tokens)

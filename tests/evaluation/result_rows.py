@@ -14,6 +14,6 @@ def make_row(**fields) -> Row:
 def make_result(row: str, policy: str, score: float, log_likelihood: float = -1.0, **fields) -> Result:
     outcome = {"output": "x", "output_tokens": 1, "finished": True, "scores": {"f1": score}}
     outcome |= {"log_likelihood": log_likelihood, "answer_tokens": 2}
-    outcome |= {name: fields.pop(name) for name in ("scores", "second_scores") if name in fields}
+    outcome |= {name: fields.pop(name) for name in list(fields) if name in Outcome.model_fields}
     defaults = {"task": "t", "category": "c", "bucket": "", "metric": "f1", "prompt_tokens": 100}
     return Result(row=row, policy=policy, outcome=Outcome(**outcome), **defaults | fields)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.bootstrap import paired_interval
+from evaluation.bootstrap import grouped_interval, paired_interval
 
 
 def test_against_a_bootstrap_written_out() -> None:
@@ -28,3 +28,13 @@ def test_level_and_one_row() -> None:
     narrow, wide = (paired_interval(values, values * 0, level=level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
     assert paired_interval([2.0], [1.5]).low == pytest.approx(0.5)
+
+
+def test_groups_count_alike_and_are_drawn_by_themselves() -> None:
+    rng = np.random.default_rng(7)
+    large, small = rng.normal(0.0, 1.0, 60), rng.normal(1.0, 2.0, 8)
+    interval = grouped_interval([(large, 0 * large), (small, 0 * small)], resamples=3000)
+    draw = np.random.default_rng(98)
+    means = sorted((draw.choice(large, 60).mean() + draw.choice(small, 8).mean()) / 2 for _ in range(3000))
+    assert interval.mean == pytest.approx((large.mean() + small.mean()) / 2) and interval.pairs == 68
+    assert interval.low == pytest.approx(means[75], abs=0.1) and interval.high == pytest.approx(means[2925], abs=0.1)

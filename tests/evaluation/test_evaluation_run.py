@@ -140,7 +140,7 @@ def test_second_turn_goes_on_from_the_first(run, toy_model, at_least: int) -> No
 
 def test_second_turn_takes_rows_that_have_one_and_room_for_it(run) -> None:
     done, results = run("--second-turn", "--min-new-tokens", "2")
-    assert {row for row, _ in results} == {"chat/0", "chat/1"} and "Second-turn questions" in done.output
+    assert {row for row, _ in results} == {"chat/0", "chat/1"} and "Second turn: entries held" in done.output
     assert "no row of letters, raw has a second question" in done.output
     done, _ = run("--second-turn", "--min-new-tokens", "64")
     assert done.exit_code == 1 and "no row with a second question is left" in done.output
