@@ -37,7 +37,7 @@ def main(
         typer.Option(
             help='NAME=LIBRARY.so or NAME=LIBRARY.so:"k=v;k=v" with run-time settings; once for each policy. NAME=:... '
             "takes the library of the model folder. max_total_seq_length=N limits the KV cache of a policy to N tokens, "
-            "max_total_seq_length=first_turn to what the prompt and the first answer need. "
+            "max_total_seq_length=first_turn to what the prompt and a first answer of --min-new-tokens need. "
             "Default: dense, and what that library was compiled for.",
             show_default=False,
         ),
@@ -66,7 +66,7 @@ def main(
         typer.Option(
             min=0,
             help="With --second-turn: a first answer goes on to so many tokens, so that policies that compress do so; "
-            "what it says after its end is not scored.",
+            "what it says after its own end is not scored.",
         ),
     ] = 64,
     share_short_prompts: Annotated[

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.policies import FIRST_TURN, EvaluatedPolicy
-from runtime.cache_memory import CacheMemory
+from evaluation.policies import EvaluatedPolicy
 from runtime.text_stream import StopStrings, StreamingDetokenizer
 
 if TYPE_CHECKING:
@@ -31,29 +30,29 @@ class Branch:
     """A sequence in the cache, and the logits of its last token."""
 
     def __init__(
-        self, session: Session, sequence: int, policy: EvaluatedPolicy, length: int, logits: np.ndarray | None
+        self,
+        session: Session,
+        sequence: int,
+        policy: EvaluatedPolicy,
+        length: int = 0,
+        logits: np.ndarray | None = None,
+        memory: int | None = None,
     ) -> None:
-        """``length`` tokens are there already; ``logits`` None: none of them."""
+        """``length`` tokens are there already; ``memory``: entries that it may have, if not all there are."""
         self.session = session
         self.sequence = sequence
         self.length = length
         self.logits = logits
         self._policy = policy
-        self._memory = policy.memory if isinstance(policy.memory, int) else None
+        self._memory = memory
 
     def fork(self, policy: EvaluatedPolicy | None = None) -> AbstractContextManager[Branch]:
         """See Session.fork; by default under the same policy."""
         return self.session.fork(self, policy or self._policy)
 
     def conversation(self, policy: EvaluatedPolicy) -> AbstractContextManager[Branch]:
-        """Where answers and further turns go: a copy, or under a policy with a limited memory this sequence itself."""
-        return self.fork(policy) if policy.memory is None else nullcontext(self)
-
-    def end_first_turn(self) -> None:
-        """From here on the cache takes no further memory, if the policy says so."""
-        if self._policy.memory == FIRST_TURN:
-            self._memory = max(self.length, CacheMemory.smallest(self._policy.policy))
-            self.session.leave(self._memory - self.length)
+        """Where answers and further turns go: a copy, or with a limited memory this sequence itself."""
+        return self.fork(policy) if self._memory is None else nullcontext(self)
 
     @property
     def kept(self) -> float:

@@ -96,7 +96,6 @@ def measure(
 
 
 def _second_turn(tokenizer: Tokenizer, branch: Branch, row: Row, max_answer_tokens: int) -> dict:
-    branch.end_first_turn()
     branch.extend(second_turn_ids(tokenizer, row))
     kept = branch.kept
     reference = tokenizer.encode(row.second.answers[0], add_special_tokens=False)[:max_answer_tokens]

@@ -42,7 +42,7 @@ class PolicyArgument:
 class EvaluatedPolicy:
     """A policy under its name in tables. ``policy`` None: the library has no run-time settings at all.
 
-    ``memory``: entries that the cache may hold, FIRST_TURN for as many as the prompt and the first answer have, or None.
+    ``memory``: entries that the cache may hold, FIRST_TURN for what ``memory_for`` says, None for all there are.
     """
 
     name: str
@@ -68,6 +68,13 @@ class EvaluatedPolicy:
             return (self.library.path, "no gated segment")
         values = self.policy.to_dict()
         return (self.library.path, *(values[name] for name in values if name not in DECODE_FIELDS))
+
+    def memory_for(self, prompt_tokens: int, min_new_tokens: int) -> int | None:
+        """Entries that the cache may hold. FIRST_TURN: the prompt and a shortest first answer, in whole pages, so that a
+        second question never finds room; and what the policy needs at least."""
+        if self.memory != FIRST_TURN:
+            return self.memory
+        return max(CacheMemory.whole_pages(prompt_tokens + min_new_tokens), CacheMemory.smallest(self.policy))
 
     def decode_key(self) -> tuple:
         """Equal for policies that go on alike after the same prefill."""

@@ -75,7 +75,9 @@ class Runner:
 
     def _run_group(self, job: Job, group: list[EvaluatedPolicy]) -> None:
         outcomes: dict[tuple, Outcome] = {}
-        with self._sessions[str(group[0].library.path)].prompt(job.prompt_ids, group[0]) as prompt:
+        session = self._sessions[str(group[0].library.path)]
+        memory = group[0].memory_for(len(job.prompt_ids), self._options.min_new_tokens)
+        with session.prompt(job.prompt_ids, group[0], memory) as prompt:
             for policy in group:
                 key = policy.decode_key()
                 if key not in outcomes:

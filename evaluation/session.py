@@ -59,16 +59,15 @@ class Session:
         self._ballast = False
 
     @contextmanager
-    def prompt(self, token_ids: Sequence[int], policy: EvaluatedPolicy) -> Iterator[Branch]:
-        """Compute a prompt with the prefill settings of ``policy``, in no more memory than it allows."""
+    def prompt(self, token_ids: Sequence[int], policy: EvaluatedPolicy, memory: int | None = None) -> Iterator[Branch]:
+        """Compute a prompt with the prefill settings of ``policy``, in a cache of ``memory`` entries."""
         self.configure(policy)
         try:
-            if isinstance(policy.memory, int):
-                self.leave(policy.memory)
+            self.leave(memory)
             self._kv.add_sequence(_PROMPT)
-            if policy.memory is not None:
+            if memory is not None:
                 self._may_shrink(_PROMPT)
-            prompt = Branch(self, _PROMPT, policy, 0, None)
+            prompt = Branch(self, _PROMPT, policy, memory=memory)
             prompt.extend(token_ids)
             yield prompt
             self._kv.remove_sequence(_PROMPT)

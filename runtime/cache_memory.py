@@ -50,8 +50,13 @@ class CacheMemory:
         """Entries that a policy that compresses needs at least."""
         return cls._kept(policy) + _PAGE
 
+    @staticmethod
+    def whole_pages(num_entries: int) -> int:
+        """That many entries, rounded down to what whole pages hold."""
+        return num_entries // _PAGE * _PAGE
+
     def _room(self, policy: Policy) -> int:
-        return (self.num_entries - self._kept(policy)) // _PAGE * _PAGE
+        return self.whole_pages(self.num_entries - self._kept(policy))
 
     @staticmethod
     def _kept(policy: Policy) -> int:

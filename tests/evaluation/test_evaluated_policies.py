@@ -9,7 +9,7 @@ from runtime.policy import Policy, make_policy
 
 
 def library(policy: Policy | None, path: str = "a.so") -> SimpleNamespace:
-    return SimpleNamespace(path=Path(path), metadata=SimpleNamespace(policy=policy))
+    return SimpleNamespace(path=Path(path), metadata=SimpleNamespace(policy=policy, context_window_size=32768))
 
 
 ENTROPY = library(make_policy("entropy", "latent"))
@@ -83,3 +83,17 @@ def test_settings_that_a_library_does_not_have() -> None:
     with pytest.raises(UserError, match="block_size"):
         with_settings("p", ENTROPY, "block_size=16")
     assert isinstance(with_settings("p", ENTROPY), EvaluatedPolicy)
+
+
+def test_limited_memory() -> None:
+    limited = [with_settings("p", ENTROPY, f"max_total_seq_length={n}") for n in (4096, "first_turn")]
+    assert [policy.memory_for(10_000, 64) for policy in limited] == [4096, 10_048 // 64 * 64]
+    assert limited[1].memory_for(100, 64) == 1088  # the capacity and a page
+    whole = with_settings("p", ENTROPY)
+    assert whole.memory_for(10_000, 64) is None
+    # A compression frees only what nobody else reads, so such a policy has its prompt for itself.
+    keys = {
+        policy.prefill_key(10_000, True) for policy in (*limited, with_settings("p", ENTROPY, "decode=snapkv"), whole)
+    }
+    assert len(keys) == 3
+    assert [policy.describe().get("max_total_seq_length") for policy in (*limited, whole)] == [4096, "first_turn", None]
