@@ -60,14 +60,13 @@ class EvaluatedPolicy:
 
         A policy with a limited memory has its prompt for itself: a compression frees only what nobody else reads.
         """
-        if self.memory is not None:
-            return (self.library.path, self.memory, *self.policy.to_dict().values())
+        key = (self.library.path,) if self.memory is None else (self.library.path, self.memory, self.decode_key())
         if self.policy is None:
-            return (self.library.path,)
+            return key
         if share_short_prompts and not self.gates(prompt_tokens):
-            return (self.library.path, "no gated segment")
+            return (*key, "no gated segment")
         values = self.policy.to_dict()
-        return (self.library.path, *(values[name] for name in values if name not in DECODE_FIELDS))
+        return (*key, *(values[name] for name in values if name not in DECODE_FIELDS))
 
     def memory_for(self, prompt_tokens: int, min_new_tokens: int) -> int | None:
         """Entries that the cache may hold. FIRST_TURN: the prompt and a shortest first answer, in whole pages, so that a

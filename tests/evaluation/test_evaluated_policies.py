@@ -93,7 +93,14 @@ def test_limited_memory() -> None:
     assert whole.memory_for(10_000, 64) is None
     # A compression frees only what nobody else reads, so such a policy has its prompt for itself.
     keys = {
-        policy.prefill_key(10_000, True) for policy in (*limited, with_settings("p", ENTROPY, "decode=snapkv"), whole)
+        policy.prefill_key(10_000, True)
+        for policy in (*limited, with_settings("p", ENTROPY, "decode=snapkv;max_total_seq_length=4096"), whole)
     }
-    assert len(keys) == 3
+    assert len(keys) == 4
+    twins = [
+        with_settings(name, ENTROPY, f"max_total_seq_length=4096;base_budget={b}")
+        for name, b in (("a", 2048), ("b", 4096))
+    ]
+    assert twins[0].prefill_key(4000, True) == twins[1].prefill_key(4000, True) == limited[0].prefill_key(4000, True)
+    assert twins[0].prefill_key(10_000, True) != twins[1].prefill_key(10_000, True)
     assert [policy.describe().get("max_total_seq_length") for policy in (*limited, whole)] == [4096, "first_turn", None]
