@@ -73,7 +73,8 @@ def main(
         bool,
         typer.Option(
             "--share-short-prompts",
-            help="One prefill for all policies of a library where none of them would attend sparsely.",
+            help="One prefill for all policies of a library where none of them would attend sparsely, and one run for all "
+            "of any library that are dense attention there.",
         ),
     ] = False,
     baseline: Annotated[str, typer.Option(help="Name of the policy that others are compared with.")] = DENSE,

@@ -60,18 +60,35 @@ class Runner:
         An exception (Ctrl-C) loses the results of one prefill at most.
         """
         for job in jobs:
+            self._copy_dense(job)
             for group in self._groups(job):
                 self._run_group(job, group)
+                self._copy_dense(job)
                 on_prefill(job, len(job.prompt_ids))
 
     def _groups(self, job: Job) -> list[list[EvaluatedPolicy]]:
         """The policies that the row lacks, those together that one prefill serves."""
         groups: dict[tuple, list[EvaluatedPolicy]] = defaultdict(list)
+        copied = self._dense(job)[1:]
         for policy in self._policies:
-            if not self._store.has(job.row.id, policy.name):
+            if not self._store.has(job.row.id, policy.name) and policy not in copied:
                 key = policy.prefill_key(len(job.prompt_ids), self._options.share_short_prompts)
                 groups[key].append(policy)
         return list(groups.values())
+
+    def _dense(self, job: Job) -> list[EvaluatedPolicy]:
+        """Policies that are dense attention on this row, of whatever library; the first is run for all of them."""
+        if not self._options.share_short_prompts:
+            return []
+        length = len(job.prompt_ids)
+        return [p for p in self._policies if p.keeps_everything and not p.gates(length)]
+
+    def _copy_dense(self, job: Job) -> None:
+        first, *others = self._dense(job) or [None]
+        for policy in others:
+            if self._store.has(job.row.id, first.name) and not self._store.has(job.row.id, policy.name):
+                outcome = self._store.results[job.row.id, first.name].outcome
+                self._store.add(_result(job, policy, outcome))
 
     def _run_group(self, job: Job, group: list[EvaluatedPolicy]) -> None:
         outcomes: dict[tuple, Outcome] = {}

@@ -165,6 +165,21 @@ def test_prefills_are_shared(run, toy_model, monkeypatch, arguments: tuple[str, 
     assert sum(shared) == length * prefills and max(shared) <= CHUNK and len(shared) == len(steps)
 
 
+def test_policies_that_are_dense_on_a_short_prompt_are_run_once(run, monkeypatch) -> None:
+    steps = []
+    prefill = Session.prefill
+    monkeypatch.setattr(Session, "prefill", lambda *a: steps.append(len(a[2])) or prefill(*a))
+    common = ("--tasks", "raw", "--share-short-prompts", "--policy", "dense=:decode=full;threshold_len=4096")
+    run(*common)
+    assert steps
+    steps.clear()
+    done, results = run(*common, "--policy", "other=:decode=full;threshold_len=1024;base_budget=4096")
+    assert not steps and len(results) == 6 and "3 rows, 2 policies." in done.output
+    assert all(results[row, "other"] == results[row, "dense"] for row, _ in results)
+    _, results = run(*common, "--policy", "latent=")
+    assert steps and ("raw/0", "latent") in results
+
+
 def test_stop_strings_end_an_answer(run, toy_model, data, tmp_path) -> None:
     row = ROWS["raw"][0]
     text = Tokenizer(toy_model).decode(greedy(prompt(Tokenizer(toy_model), row), 5))
