@@ -103,12 +103,14 @@ class Policy:
     keep_first, keep_recent, default 0
         Entries at the beginning, and just before the segment, that are always among the chosen; multiples of
         block_size. Not in the paper.
-    capacity, default 1024
-        Entries a KV head keeps when it is compressed.
+    capacity, default 2048
+        Entries a KV head keeps when it is compressed (the paper's 1024 cost summaries a sixth of their ROUGE-L,
+        docs/entropy-inference.md).
     window, default 32
         Newest queries that score the entries.
-    decode_gap, default 16 (SnapKV, AdaKV, streaming -1)
-        Generated tokens before the compression; -1 compresses at the end of the prompt.
+    decode_gap, default 128 (SnapKV, AdaKV, streaming -1)
+        Generated tokens before the compression; -1 compresses at the end of the prompt. The paper's 16 are too few to
+        know what a long answer will draw on (docs/entropy-inference.md).
     pooling, default "average" (SnapKV, AdaKV "max")
         How scores of neighbours are merged: "average" or "max".
     pooling_kernel, default 81 (SnapKV, AdaKV 7)
@@ -147,9 +149,9 @@ class Policy:
     rigid_form: str = "online"
     keep_first: int = 0
     keep_recent: int = 0
-    capacity: int = 1024
+    capacity: int = 2048
     window: int = 32
-    decode_gap: int = 16
+    decode_gap: int = 128
     pooling: str = "average"
     pooling_kernel: int = 81
     adaptive_alpha: float = 0.2

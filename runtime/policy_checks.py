@@ -66,7 +66,6 @@ def check_policy(values: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]
             f"it must be at least block_size ({block_size}) and keep_first + keep_recent ({chosen})",
         ),
         "capacity": (capacity > tail, f"it must be above the {tail} newest entries that are always kept"),
-        "decode_gap": (values["decode_gap"] <= window, f"it must be at most window ({window})"),
         "pooling_kernel": (values["pooling_kernel"] % 2 == 1, "it must be odd"),
         "sinks": (
             values["sinks"] <= capacity - tail,

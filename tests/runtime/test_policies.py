@@ -8,7 +8,7 @@ from runtime.errors import UserError
 from runtime.policy import DECODE_POLICIES, PREFILL_POLICIES, RUNTIME_FIELDS, Policy, make_policy
 
 # The released configuration of the paper (algorithm.md, end of section 1, and section 2).
-PAPER = {
+DEFAULTS = {
     "segment_size": 512,
     "block_size": 8,
     "threshold_len": 4096,
@@ -19,19 +19,20 @@ PAPER = {
     "max_budget_factor": 3.0,
     "layer_skip": 1,
     "layer_fusion": 0.0,
-    "capacity": 1024,
     "window": 32,
-    "decode_gap": 16,
     "pooling": "average",
-    "pooling_kernel": 81,  # the only one that is not: 5 in the paper
+    # Measured choices of this project; the paper has 1024, 16 and 5.
+    "capacity": 2048,
+    "decode_gap": 128,
+    "pooling_kernel": 81,
 }
 
 
 def differences(policy: Policy) -> dict:
-    return {name: value for name, value in policy.to_dict().items() if PAPER.get(name, value) != value}
+    return {name: value for name, value in policy.to_dict().items() if DEFAULTS.get(name, value) != value}
 
 
-def test_defaults_are_the_papers_but_for_the_pooling():
+def test_defaults_are_the_papers_but_for_what_is_kept():
     policy = make_policy()
     assert policy == Policy() and (policy.prefill, policy.decode) == ("entropy", "latent")
     assert differences(policy) == {}
@@ -91,10 +92,9 @@ def test_cache_text_has_what_the_cache_object_knows():
         ("keep_recent=12", "keep_recent=12 is not allowed"),
         ("capacity=64", "capacity=64 is not allowed: it must be above the 64 newest entries"),
         ("capacity=128;window=128", "capacity=128 is not allowed: it must be above the 128 newest entries"),
-        ("decode_gap=33", "decode_gap=33 is not allowed: it must be at most window .32."),
         ("decode_gap=-2", "decode_gap=-2 is not allowed"),
         ("pooling_kernel=4", "pooling_kernel=4 is not allowed: it must be odd"),
-        ("sinks=2000", "sinks=2000 is not allowed: it must be at most 960"),
+        ("sinks=2000", "sinks=2000 is not allowed: it must be at most 1984"),
         ("alpha=nan", "alpha=nan is not allowed"),
         ("max_budget_factor=0.5", "max_budget_factor=0.5 is not allowed"),
         ("pooling=median", "pooling=median is not allowed: choose from average, max"),
@@ -121,8 +121,8 @@ def test_unknown_policies():
 
 def test_changes_at_run_time():
     policy = make_policy()
-    changed = policy.changed("base_budget=4096;capacity=2048")
-    assert changed == make_policy(overrides="base_budget=4096;capacity=2048")
+    changed = policy.changed("base_budget=4096;capacity=1024")
+    assert changed == make_policy(overrides="base_budget=4096;capacity=1024")
     assert changed.changed("") == changed
     for name in sorted(set(policy.to_dict()) - set(RUNTIME_FIELDS)):
         with pytest.raises(UserError, match=f"{name} is fixed when a library is compiled"):
