@@ -68,7 +68,7 @@ def main(
             help="With --second-turn: a first answer goes on to so many tokens, so that policies that compress do so; "
             "what it says after its own end is not scored.",
         ),
-    ] = 64,
+    ] = 160,
     share_short_prompts: Annotated[
         bool,
         typer.Option(

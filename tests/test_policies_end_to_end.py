@@ -42,7 +42,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def library(weights, tmp_path_factory):
-    policy = make_policy("entropy", "latent", f"{GATE};capacity=96;slack=24")
+    policy = make_policy("entropy", "latent", f"{GATE};capacity=96;slack=24;decode_gap=16")
     return compile_model(CONFIG, weights, "q0f32", tmp_path_factory.mktemp("library"), policy=policy)
 
 

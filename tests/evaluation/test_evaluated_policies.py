@@ -12,7 +12,7 @@ def library(policy: Policy | None, path: str = "a.so") -> SimpleNamespace:
     return SimpleNamespace(path=Path(path), metadata=SimpleNamespace(policy=policy, context_window_size=32768))
 
 
-ENTROPY = library(make_policy("entropy", "latent"))
+ENTROPY = library(make_policy("entropy", "latent", "capacity=1024"))
 
 
 @pytest.mark.parametrize(

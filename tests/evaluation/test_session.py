@@ -26,7 +26,7 @@ END_OF_TEXT = frozenset({1})
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    policy = make_policy("dense", "latent", f"capacity={CAPACITY};slack={SLACK}")
+    policy = make_policy("dense", "latent", f"capacity={CAPACITY};slack={SLACK};decode_gap=16")
     weights = named_weights(hf_model(CONFIG, seed=3))
     return compile_model(CONFIG, weights, "q0f32", tmp_path_factory.mktemp("library"), policy=policy)
 

@@ -4,7 +4,7 @@ from runtime.cache_memory import CacheMemory
 from runtime.errors import UserError
 from runtime.policy import make_policy
 
-LATENT, FULL = make_policy(), make_policy(decode="full")
+LATENT, FULL = make_policy(overrides="capacity=1024"), make_policy(decode="full")
 
 
 def test_without_a_limit_the_whole_context_fits():
@@ -49,7 +49,7 @@ def test_too_small():
     with pytest.raises(UserError, match="max_total_seq_length=1087 is too small: .* capacity=1024 .* needs 1088"):
         memory.check(LATENT)
     with pytest.raises(UserError, match="needs 1216"):
-        CacheMemory(8192, 1215).check(make_policy(decode="adakv"))
+        CacheMemory(8192, 1215).check(make_policy(decode="adakv", overrides="capacity=1024"))
     memory.check(FULL)
     memory.check(make_policy(overrides="capacity=960"))
     for limit in (0, -1):
