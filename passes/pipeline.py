@@ -23,6 +23,7 @@ from .dispatch_norm import DispatchNorm
 from .explicit_attention import ExplicitAttention
 from .fuse_swiglu import FuseSwiGLU
 from .schedule_cpu import ScheduleCPU
+from .select_rows_early import SelectRowsEarly
 from .simplify_reshape import SimplifyReshape
 
 MAX_VERIFIED_TOKENS = 16  # of one sequence in a step of batch_verify: drafts are shorter (MLC's default is 4)
@@ -65,6 +66,7 @@ def cpu_pipeline(
                 AttachEmbeddingAllocator(metadata["prefill_chunk_size"]),
                 AttachVariableBounds(bounds, verify_bounds),
                 # Phase 1. Operators -> kernels, on the graph
+                SelectRowsEarly(),
                 AttachCompression(isa, policy),
                 ExplicitAttention(isa, policy),
                 DispatchKVCacheCreation(policy.cache_text()),
