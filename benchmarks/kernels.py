@@ -1,27 +1,18 @@
-"""``python -m benchmarks.kernels``: the kernels at real shapes, each as a share of the peak of the same run."""
+"""``python -m benchmarks kernels``: the kernels at real shapes, each as a share of the peak of the same run."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Iterator
 
-import typer
-from rich.console import Console
 from tvm.target import Target
 
 from benchmarks import kernel_cases as cases
-from benchmarks.machine import raise_priority, run_in_own_session, use_threads
+from benchmarks.markdown import markdown
 from benchmarks.peak import Peak, measure_peak
-from benchmarks.report import kernel_table
-from benchmarks.results_file import RESULTS, KernelFigure, Kernels, this_run, write
+from benchmarks.store import KernelFigure, Kernels, this_run
 from benchmarks.timing import Sample, best_of
-from passes.cpu_target import parse_target
-from runtime.console import user_errors
-from runtime.tvm_runtime import usable_cores
 
 _HIDDEN, _INTERMEDIATE, _QKV, _VOCABULARY = 896, 4864, 1152, 151936  # Qwen2.5-0.5B
 _ROWS = (1, 7, 33, 128, 512, 2048)
 _ATTENTION = ((14, 2, 64), (9, 3, 64))  # (q heads, kv heads, head_dim) of Qwen2.5-0.5B and SmolLM2-135M
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def _compute_cases(target: Target) -> Iterator[cases.KernelCase]:
@@ -52,34 +43,27 @@ def _streaming_cases(target: Target) -> Iterator[cases.KernelCase]:
             yield cases.decode_attention_case(*heads, length, target)
 
 
-@app.command()
-def main(
-    target: Annotated[str, typer.Option(help="llvm target, as for compile.py.")] = "llvm",
-    threads: Annotated[int, typer.Option(help="Threads of every kernel.")] = usable_cores(),
-    output: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "kernels.json",
-) -> None:
-    """Measure every kernel and write its share of the peak as JSON."""
-    with user_errors():
-        llvm = parse_target(target)
-    run_in_own_session()
-    use_threads(threads)
-    console = Console(highlight=False, soft_wrap=True)
-    priority = raise_priority()
-    peak = measure_peak(llvm, threads)
-    console.print(f"CPU priority: {priority}; measured {peak}")
+def measure_kernels(target: Target, threads: int, priority: str, say: Callable[[str], None]) -> Kernels:
+    """Every kernel as a share of the better of two measurements of the peak, before and after."""
+    peak = measure_peak(target, threads)
+    say(f"measured {peak}")
     measured = []
-    for streaming, all_cases in ((False, _compute_cases(llvm)), (True, _streaming_cases(llvm))):
+    for streaming, all_cases in ((False, _compute_cases(target)), (True, _streaming_cases(target))):
         for case in all_cases:
             sample = best_of(case.call, threads)
-            measured.append(
-                (case.kernel, case.shape, streaming, case.streamed_bytes if streaming else case.flops, sample)
-            )
-            console.print(_line(_figure(peak, *measured[-1])))
-    peak = peak.best_with(measure_peak(llvm, threads))
-    result = Kernels(run=this_run(threads, priority, peak), figures=[_figure(peak, *row) for row in measured])
-    write(result, output)
-    console.print(kernel_table(result))
-    console.print(f"written to {output}")
+            work = case.streamed_bytes if streaming else case.flops
+            measured.append((case.kernel, case.shape, streaming, work, sample))
+            say(_line(_figure(peak, *measured[-1])))
+    peak = peak.best_with(measure_peak(target, threads))
+    return Kernels(run=this_run(threads, priority, peak), figures=[_figure(peak, *row) for row in measured])
+
+
+def kernel_table(result: Kernels) -> str:
+    """Markdown: each kernel's share of the peak that was measured in the same run."""
+    rows = [["kernel", "shape", "share", "of", "CPU share"], ["---", "---", "---:", "---", "---:"]]
+    for figure in result.figures:
+        rows.append([figure.kernel, figure.shape, f"{figure.share:.0%}", figure.unit, f"{figure.sample.own_share:.2f}"])
+    return markdown(rows)
 
 
 def _figure(peak: Peak, kernel: str, shape: str, streaming: bool, work: int, sample: Sample) -> KernelFigure:
@@ -92,7 +76,3 @@ def _figure(peak: Peak, kernel: str, shape: str, streaming: bool, work: int, sam
 def _line(figure: KernelFigure) -> str:
     shares = f"own CPU {figure.sample.own_share:.2f}, others {figure.sample.other_share:.2f}"
     return f"{figure.kernel:20s} {figure.shape:40s} {figure.share:6.1%} of {figure.unit}  {shares}"
-
-
-if __name__ == "__main__":
-    app()

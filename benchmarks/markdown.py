@@ -1,6 +1,6 @@
 """What the reports of benchmarks/ have in common."""
 
-from benchmarks.results_file import Run
+from benchmarks.store import Run
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -9,12 +9,12 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def circumstances(run: Run) -> str:
-    """Markdown: machine, command, commit and measured peak of a run."""
+    """Markdown: command, commit, machine and measured peak of a run. The command is that of the commit."""
     machine = ", ".join(f"{name}: {value}" for name, value in run.machine.items())
     peak = run.peak
     dot = f"bf16 dot {peak.bf16_gflops:.0f} GFLOP/s, " if peak.bf16_gflops else ""
     return (
-        f"`{run.command}`, {run.date}, commit {run.commit}. {machine}; {run.threads} threads, "
+        f"At commit {run.commit}, {run.date}: `{run.command}`. {machine}; {run.threads} threads, "
         f"CPU priority: {run.priority}. "
         f"Measured peak: {dot}fp32 FMA {peak.f32_gflops:.0f} GFLOP/s, memory read {peak.read_gbps:.0f} GB/s "
         f"(at a CPU share of {peak.own_share:.2f})."

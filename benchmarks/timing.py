@@ -3,8 +3,8 @@
 import os
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,55 @@ def _peak_rss_bytes() -> int:
     """The most memory this process had resident. Not getrusage: its ru_maxrss begins at that of the parent process."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A prompt and the answer to it. ``prefill`` is from the call to the first token. ``decode`` is ``decode_tokens``
+    tokens after the first and SETTLING_TOKENS more, None if there were no more. ``end_to_end_seconds`` is from the call
+    to token END_TO_END_TOKENS, None if there were fewer."""
+
+    prefill: Sample
+    decode: Sample | None
+    decode_tokens: int
+    end_to_end_seconds: float | None
+    token_ids: list[int]
+
+
+# Tokens before decoding is timed: the compression of the KV cache (runtime/policy.py, decode_gap) comes within them.
+SETTLING_TOKENS = 136
+END_TO_END_TOKENS = 100
+
+
+class GenerationTimer:
+    """Started when it is made; the engine calls ``on_token`` for every token."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._token_ids: list[int] = []
+        self._seconds: list[float] = []
+        self._decode: Stopwatch | None = None
+        self._prefill, self._start = Stopwatch(threads), time.perf_counter()
+
+    def on_token(self, token_id: int) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+        self._token_ids.append(token_id)
+        if len(self._token_ids) == 1:
+            self._first = self._prefill.stop(self._seconds[0])
+        if len(self._token_ids) == SETTLING_TOKENS + 1:
+            self._decode = Stopwatch(self._threads)
+
+    def result(self, seconds: Sequence[float] | None = None) -> Generation:
+        """``seconds`` from the start to each token, where the engine has a better clock. RuntimeError if none."""
+        if not self._token_ids:
+            raise RuntimeError("the engine generated no token")
+        seconds = self._seconds if seconds is None else seconds
+        decode, count = None, len(seconds) - 1 - SETTLING_TOKENS
+        if count > 0:
+            decode = self._decode.stop(seconds[-1] - seconds[SETTLING_TOKENS])
+        prefill = replace(self._first, seconds=seconds[0])
+        whole = seconds[END_TO_END_TOKENS - 1] if len(seconds) >= END_TO_END_TOKENS else None
+        return Generation(prefill, decode, max(count, 0), whole, self._token_ids)
 
 
 def best_of(work: Callable[[], object], threads: int, budget: float = 0.5, batches: int = 20) -> Sample:

@@ -1,21 +1,34 @@
 """What a worker wants from an engine."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from benchmarks.timing import Sample
+
+@dataclass(frozen=True)
+class Yarn:
+    """A context that is stretched by ``factor`` beyond the ``original`` tokens of the training."""
+
+    factor: float
+    original: int
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """``model`` is a GGUF file, or our model folder; ``context`` the entries the KV cache must hold; ``kv_dtype`` None
-    means the engine's default."""
+    """``model`` is a GGUF file, a Hugging Face folder or our model folder, as the engine wants it; ``context`` the
+    entries that the KV cache must hold; ``options`` are the engine's own, described there."""
 
     model: str
     threads: int
     context: int
-    kv_dtype: str | None = None
+    yarn: Yarn | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EngineSettings":
+        """The reverse of ``dataclasses.asdict``."""
+        yarn = values["yarn"]
+        return cls(**values | {"yarn": yarn and Yarn(**yarn)})
 
 
 class Engine(Protocol):
@@ -27,11 +40,9 @@ class Engine(Protocol):
     def description(self) -> str:
         """Version of the engine and what it was set to."""
 
-    def warm_up(self, ids: Sequence[int]) -> None:
-        """Bring it to full speed with a short prompt; settle what is tuned by measuring."""
+    def generate(self, ids: Sequence[int], count: int, on_token: Callable[[int], None]) -> list[float] | None:
+        """Exactly ``count`` tokens after the prompt ``ids``, end-of-text tokens among them, from an empty cache.
 
-    def prefill(self, ids: Sequence[int]) -> Sample:
-        """From an empty cache to the logits of the last token of ``ids``."""
-
-    def decode(self, ids: Sequence[int], count: int) -> Sample:
-        """``count`` tokens after the prompt ``ids``, whose prefill and first token are not part of the time."""
+        ``on_token`` is called with each as soon as it is there. Returns the seconds from the call to each token where
+        the engine has a better clock than these calls.
+        """

@@ -1,6 +1,6 @@
-"""A compiled model library of this project, driven through the MLC ABI."""
+"""A compiled model library of this project."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,62 +8,66 @@ import numpy as np
 
 from benchmarks.engines.base import EngineSettings
 from benchmarks.machine import use_threads
-from benchmarks.timing import Sample, Stopwatch
-from runtime.artifact import find_library, read_chat_config
+from runtime.artifact import read_chat_config
+from runtime.errors import UserError
 from runtime.library import ModelLibrary
+from runtime.operator_times import OperatorTimes
 from runtime.params import load_params
-from runtime.prefill_steps import prefill_steps
-
-_SEQ_ID = 0
+from runtime.sequence import CachedSequence
 
 
 class Ours:
-    """``settings.model`` is an MLC model folder; its library lies where compile.py puts it."""
+    """``settings.model`` is an MLC model folder; options: "library", a path, and "settings", run-time settings of its
+    policy."""
 
     def __init__(self, settings: EngineSettings) -> None:
         use_threads(settings.threads)
-        self._threads = settings.threads
+        self._settings = settings
+        self._path = Path(settings.options["library"])
         folder = Path(settings.model)
-        config = read_chat_config(folder)
-        self._library = ModelLibrary(find_library(folder))
-        self._metadata = self._library.metadata
-        self._params = load_params(folder, config, self._metadata, self._library.path)
-        self._kv = self._library.create_kv_state(settings.context)
+        library = ModelLibrary(self._path)
+        self._metadata = library.metadata
+        if settings.context > self._metadata.context_window_size:
+            raise UserError(
+                f"compiled for {self._metadata.context_window_size} tokens: compile it with --overrides "
+                f"context_window_size=..."
+            )
+        self._params = load_params(folder, read_chat_config(folder), self._metadata, self._path)
+        self._sequence = self._new_sequence(library)
 
     @property
     def description(self) -> str:
-        return f"this project, {self._metadata.quantization}, prefill chunk {self._metadata.prefill_chunk_size}"
+        metadata, policy = self._metadata, self._sequence.policy
+        kind = f"{policy.prefill} prefill, {policy.decode} decode" if policy else "no policy"
+        changed = self._settings.options["settings"]
+        long = f", context {metadata.context_window_size}" if self._settings.yarn else ""
+        return f"this project, {metadata.quantization}, {kind}{f' ({changed})' if changed else ''}{long}"
 
-    def warm_up(self, ids: Sequence[int]) -> None:
-        self.decode(ids, 4)
+    def generate(self, ids: Sequence[int], count: int, on_token: Callable[[int], None]) -> None:
+        self._sequence.clear()
+        token = _best_token(self._sequence.prefill(ids))
+        on_token(token)
+        for _ in range(count - 1):
+            token = _best_token(self._sequence.decode(token))
+            on_token(token)
 
-    def prefill(self, ids: Sequence[int]) -> Sample:
-        return self._start(ids)[0]
+    def operator_seconds(self, ids: Sequence[int]) -> dict[str, float]:
+        """Seconds by kernel of one prefill of ``ids``."""
+        library = ModelLibrary(self._path)
+        times = OperatorTimes(library)
+        self._sequence.clear()
+        sequence = self._new_sequence(library)
+        times.take()
+        sequence.prefill(ids)
+        return {name: time.seconds for name, time in times.take().items()}
 
-    def decode(self, ids: Sequence[int], count: int) -> Sample:
-        _, logits = self._start(ids)
-        token = _best_token(logits)
-        watch = Stopwatch(self._threads)
-        for _ in range(count):
-            token = _best_token(self._forward(np.array([token], np.int32), self._library.decode))
-        return watch.stop()
-
-    def _start(self, ids: Sequence[int]) -> tuple[Sample, Any]:
-        self._kv.clear()
-        self._kv.add_sequence(_SEQ_ID)
-        tokens = np.array(ids, np.int32)
-        watch = Stopwatch(self._threads)
-        done = 0
-        for length in prefill_steps(0, len(tokens), self._metadata.prefill_chunk_size, self._metadata.policy):
-            logits = self._forward(tokens[done : done + length], self._library.prefill)
-            done += length
-        return watch.stop(), logits
-
-    def _forward(self, tokens: np.ndarray, step) -> Any:
-        self._kv.begin_forward((_SEQ_ID,), (len(tokens),))
-        logits = step(self._library.embed(tokens, self._params), self._kv, self._params)
-        self._kv.end_forward()
-        return logits
+    def _new_sequence(self, library: ModelLibrary) -> CachedSequence:
+        sequence = CachedSequence(library, self._params, self._settings.context)
+        if changed := self._settings.options["settings"]:
+            if sequence.policy is None:
+                raise UserError(f"{self._path} has no policy: compile it with this project's compile.py")
+            sequence.set_policy(sequence.policy.changed(changed, sequence.policy))
+        return sequence
 
 
 def _best_token(logits: Any) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import timing
-from benchmarks.timing import Stopwatch, best_of
+from benchmarks.timing import END_TO_END_TOKENS, SETTLING_TOKENS, GenerationTimer, Stopwatch, best_of
 
 
 @pytest.fixture
@@ -43,3 +43,46 @@ def test_best_of_counts_one_call():
     sample = best_of(lambda: (calls.append(1), time.sleep(0.001)), threads=1, budget=0.1, batches=5)
     assert 0.001 <= sample.seconds < 0.1
     assert len(calls) > 5
+
+
+@pytest.fixture
+def generation(clocks):
+    """A timer, and what gives it so many tokens a second apart of which half a second is own CPU time on 2 threads."""
+    timer = GenerationTimer(threads=2)
+
+    def tokens(count: int, first_seconds: float) -> GenerationTimer:
+        for i in range(count):
+            clocks["wall"] += 1.0 if i else first_seconds
+            clocks["own"] += 1.0 if i else 2 * first_seconds
+            timer.on_token(i)
+        return timer
+
+    return tokens
+
+
+def test_decoding_is_timed_behind_the_settling_tokens(generation):
+    result = generation(SETTLING_TOKENS + 11, 8.0).result()
+    assert (result.prefill.seconds, result.prefill.own_share) == (8.0, 1.0)
+    assert (result.decode.seconds, result.decode_tokens, result.decode.own_share) == (10.0, 10, 0.5)
+    assert result.end_to_end_seconds == 8.0 + END_TO_END_TOKENS - 1
+    assert result.token_ids == list(range(SETTLING_TOKENS + 11))
+
+
+def test_a_short_answer_has_no_decode_figure(generation):
+    result = generation(SETTLING_TOKENS + 1, 8.0).result()
+    assert result.decode is None and result.decode_tokens == 0 and result.end_to_end_seconds
+
+
+def test_the_end_to_end_time_wants_all_its_tokens(generation):
+    assert generation(END_TO_END_TOKENS - 1, 8.0).result().end_to_end_seconds is None
+
+
+def test_an_engine_with_a_better_clock(generation):
+    seconds = [2.0 + 0.5 * i for i in range(SETTLING_TOKENS + 3)]
+    result = generation(SETTLING_TOKENS + 3, 8.0).result(seconds)
+    assert (result.prefill.seconds, result.decode.seconds, result.end_to_end_seconds) == (2.0, 1.0, 51.5)
+
+
+def test_an_answer_without_tokens_is_an_error(clocks):
+    with pytest.raises(RuntimeError, match="no token"):
+        GenerationTimer(threads=2).result()

@@ -1,0 +1,195 @@
+"""``python -m benchmarks COMMAND``: speed and memory beside the strongest peers, on the same weights and token ids."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from tvm.target import Target
+from tvm.target.codegen import llvm_get_system_cpu
+
+from benchmarks import options
+from benchmarks.kernels import kernel_table, measure_kernels
+from benchmarks.limits import kv_bytes_per_token
+from benchmarks.machine import raise_priority, run_in_own_session, use_threads
+from benchmarks.measure import Measuring, Plan
+from benchmarks.operator_table import operator_table
+from benchmarks.peak import measure_peak
+from benchmarks.prompt import Prompt
+from benchmarks.report import write_docs
+from benchmarks.start_up import compile_section, measure_compile, measure_start
+from benchmarks.store import RESULTS, Compile, read_speed, this_run, write
+from benchmarks.tables import METRICS, gaps, speed_table
+from benchmarks.timing import END_TO_END_TOKENS, SETTLING_TOKENS
+from benchmarks.variants import PEERS, Variant, chosen, our_variants
+from benchmarks.worker import ENGINES
+from passes.cpu_target import parse_target
+from relax_models.config_gguf import config_from_gguf
+from runtime.console import user_errors
+from runtime.errors import UserError
+from runtime.tvm_runtime import usable_cores
+
+_CORES = usable_cores()
+_DECODE_TOKENS = 64  # timed, behind the settling ones
+_MEASURING = {
+    "prefill": (1, "Time to the first token after prompts of several lengths."),
+    "decode": (
+        1 + SETTLING_TOKENS + _DECODE_TOKENS,
+        "Speed of generated tokens behind prompts; gives the other three figures as well.",
+    ),
+    "e2e": (
+        END_TO_END_TOKENS,
+        f"Prompt and {END_TO_END_TOKENS} generated tokens; gives prefill and memory as well.",
+    ),
+    "memory": (1, "Peak memory of each engine's process for a prompt."),
+}
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(highlight=False, soft_wrap=True)
+
+
+def _measuring_command(name: str, generated: int, summary: str) -> None:
+    """A command that generates that many tokens after each prompt; all of them share one file, and what is in it."""
+
+    @app.command(name, help=f"{summary} The same command goes on where it was interrupted.")
+    def command(
+        gguf: options.Gguf,
+        model_dir: options.ModelDirs = None,
+        policy: options.Policies = None,
+        engines: options.Engines = ",".join(ENGINES),
+        lengths: options.Lengths = "1024,2048,8192,32512",  # the last leaves room for the answer in 32k
+        text: options.Text = None,
+        repeats: options.Repeats = 3,
+        threads: options.Threads = _CORES,
+        max_seconds: options.MaxSeconds = 900,
+        operators: Annotated[
+            bool, typer.Option("--operators", help="Also where the time of our longest prefill goes.")
+        ] = False,
+        python: options.Pythons = None,
+        yarn_factor: options.YarnFactor = 4,
+        output: options.Output = None,
+    ) -> None:
+        with user_errors():
+            sizes = options.token_counts(lengths, "--lengths")
+            rows = _rows(model_dir, policy, engines)
+            plan = _plan(gguf, text, sizes, generated, repeats, threads, max_seconds, python, yarn_factor)
+            path = output or RESULTS / f"speed_{gguf.stem}.json"
+            source = text.name if text else f"the standard library of Python {sys.version.split()[0]}"
+            speed = read_speed(path, gguf.stem, source, asdict(config_from_gguf(gguf)))
+            run_in_own_session()
+            use_threads(threads)
+            priority = raise_priority()
+            speed.runs.append(this_run(threads, priority, measure_peak(_this_cpu(), threads)))
+            console.print(f"CPU priority: {priority}; measured {speed.runs[-1].peak}")
+            measuring = Measuring(plan, speed, lambda: write(speed, path), console.print)
+            measuring.run(rows)
+            if operators:
+                measuring.operators(rows)
+        console.print(speed_table(speed, METRICS[name]))
+        if operators:
+            console.print(operator_table(speed))
+        for gap in gaps(speed):
+            console.print(f"gap: {gap}")
+        console.print(f"written to {path}")
+
+
+for _name, (_generated, _summary) in _MEASURING.items():
+    _measuring_command(_name, _generated, _summary)
+
+
+@app.command("compile")
+def compile_times(
+    gguf: options.Gguf,
+    model_dir: options.ModelDirs = None,
+    policy: options.Policies = None,
+    engines: options.Engines = ",".join(ENGINES),
+    repeats: options.Repeats = 3,
+    threads: options.Threads = _CORES,
+    python: options.Pythons = None,
+    output: options.Output = None,
+) -> None:
+    """Time of compile.py, and of every engine from its start to the first token."""
+    with user_errors():
+        rows = _rows(model_dir, policy, engines)
+        plan = _plan(gguf, None, [64], 1, repeats, threads, 900, python, 4)
+        run_in_own_session()
+        use_threads(threads)
+        run = this_run(threads, raise_priority(), measure_peak(_this_cpu(), threads))
+        compiled = measure_compile(gguf, repeats, console.print)
+        started = measure_start(plan, rows, console.print)
+    result = Compile(run=run, model=gguf.stem, compile=compiled, start=started)
+    path = output or RESULTS / f"compile_{gguf.stem}.json"
+    write(result, path)
+    console.print(compile_section(result))
+    console.print(f"written to {path}")
+
+
+@app.command()
+def kernels(
+    target: Annotated[str, typer.Option(help="llvm target, as for compile.py.")] = "llvm",
+    threads: options.Threads = _CORES,
+    output: options.Output = None,
+) -> None:
+    """Every kernel as a share of the machine's measured peak."""
+    with user_errors():
+        llvm = parse_target(target)
+    run_in_own_session()
+    use_threads(threads)
+    result = measure_kernels(llvm, threads, raise_priority(), console.print)
+    path = output or RESULTS / "kernels.json"
+    write(result, path)
+    console.print(kernel_table(result))
+    console.print(f"written to {path}")
+
+
+@app.command()
+def report() -> None:
+    """Write the generated sections and plots of docs/ anew from benchmarks/results."""
+    write_docs()
+
+
+def _rows(model_dirs: list[Path] | None, policies: list[str] | None, engines: str) -> list[Variant]:
+    names = [name for name in engines.split(",") if name.strip()]
+    if not model_dirs and engines != ",".join(ENGINES) and any(name.strip().startswith("ours") for name in names):
+        raise UserError("give --model-dir, the folder that compile.py made of the GGUF file, or leave ours out")
+    if not model_dirs:
+        names = [name for name in names if not name.strip().startswith("ours")]
+    return chosen([*our_variants(model_dirs or [], policies or []), *PEERS], ",".join(names))
+
+
+def _plan(
+    gguf: Path,
+    text: Path | None,
+    lengths: list[int],
+    generated: int,
+    repeats: int,
+    threads: int,
+    max_seconds: float,
+    python: list[str] | None,
+    yarn_factor: float,
+) -> Plan:
+    config = config_from_gguf(gguf)
+    prompt = Prompt(gguf, text, max(lengths))
+    return Plan(
+        gguf=gguf,
+        prompt=prompt.ids,
+        decode=prompt.decode,
+        lengths=lengths,
+        generated=generated,
+        repeats=repeats,
+        threads=threads,
+        pythons=options.interpreters(python or [], ENGINES),
+        max_seconds=max_seconds,
+        trained=config.max_position_embeddings,
+        yarn_factor=yarn_factor,
+        kv_bytes_per_token=kv_bytes_per_token(config),
+    )
+
+
+def _this_cpu() -> Target:
+    return Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()})
+
+
+if __name__ == "__main__":
+    app()
