@@ -20,8 +20,9 @@ demo: $(DEMO)/tensor-cache.json
 	    --question "Summarize this document in a few sentences." --temperature 0 --max-tokens 100 \
 	    --set "repetition_penalty=1.15"
 
+# Compiling kernels keeps one core busy: files run side by side, as many as 4 (a worker takes 1.5 GB).
 test: $(VENV)/test.done $(SMOLLM2)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Hours on 2 cores; interrupted, it goes on where it was. --max-seconds bounds the slow peers, whose longer times are predicted.
 bench: peers $(DEMO)/tensor-cache.json $(QWEN_DEMO)/tensor-cache.json
