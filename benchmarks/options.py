@@ -22,7 +22,7 @@ Policies = Annotated[
         "library beside the model folder.",
     ),
 ]
-Engines = Annotated[str, typer.Option(help="Beginnings of the names of the rows to measure, comma-separated.")]
+Engines = Annotated[str, typer.Option(help="Names of the rows to measure, or beginnings of them, comma-separated.")]
 Lengths = Annotated[str, typer.Option(help="Prompt lengths in tokens.")]
 Text = Annotated[
     Path | None, typer.Option("--text", help="What prompts are made of; default: the source of the standard library.")

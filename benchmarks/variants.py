@@ -73,10 +73,13 @@ def our_variants(model_dirs: list[Path], policies: list[str]) -> list[Variant]:
 
 
 def chosen(rows: list[Variant], names: str) -> list[Variant]:
-    """The rows whose label begins with one of the comma-separated ``names``; UserError for a name that has none."""
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
-        if not any(row.label.startswith(name) for row in rows):
-            labels = ", ".join(row.label for row in rows)
-            raise UserError(f"--engines: no row begins with '{name}'; the rows are {labels}")
-    return [row for row in rows if any(row.label.startswith(name) for name in wanted)]
+    """The rows that the comma-separated ``names`` mean: a whole label, or else the beginning of several. UserError for a
+    name that means none."""
+    labels = [row.label for row in rows]
+    found: set[str] = set()
+    for name in map(str.strip, names.split(",")):
+        meant = [name] if name in labels else [label for label in labels if label.startswith(name)]
+        if not meant:
+            raise UserError(f"--engines: no row begins with '{name}'; the rows are {', '.join(labels)}")
+        found.update(meant)
+    return [row for row in rows if row.label in found]

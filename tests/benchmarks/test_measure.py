@@ -184,7 +184,9 @@ def test_rows_of_the_chosen_engines(tmp_path):
     library.write_bytes(b"2")
     assert our_variants([folder], [])[0].identity != dense.identity
     rows = [dense, entropy, *PEERS]
-    assert chosen(rows, "ours-e, llama.cpp Q4_0") == [entropy, PEERS[1]]
+    assert chosen(rows, "llama.cpp Q4_0, ours-e") == [entropy, PEERS[1]]
+    assert [row.name for row in chosen(rows, "openvino Q4_0")] == ["Q4_0"]
+    assert len(chosen(rows, "openvino")) == 8
     with pytest.raises(UserError, match="no row begins with 'onnx'"):
         chosen(rows, "onnx")
     with pytest.raises(UserError, match="no model library"):
