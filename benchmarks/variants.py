@@ -73,8 +73,10 @@ def our_variants(model_dirs: list[Path], policies: list[str]) -> list[Variant]:
 
 
 def chosen(rows: list[Variant], names: str) -> list[Variant]:
-    """The rows that the comma-separated ``names`` mean: a whole label, or else the beginning of several. UserError for a
-    name that means none."""
+    """The rows that the comma-separated ``names`` mean: a whole label, or else the beginning of several.
+
+    UserError for a name that means none.
+    """
     labels = [row.label for row in rows]
     found: set[str] = set()
     for name in map(str.strip, names.split(",")):
