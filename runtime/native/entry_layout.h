@@ -82,6 +82,22 @@ class EntryLayout {
     Truncate(length, child);
   }
 
+  // Pages for the entries of a sequence that knows what it holds and has no pages yet.
+  int64_t PagesToHold(const Sequence& sequence) const {
+    return sequence.compressed() ? cells_.PagesToHold(sequence) : CeilDiv(sequence.length, page_);
+  }
+
+  // Gives them; the caller has checked that there are enough.
+  void Allocate(Sequence* sequence) {
+    int64_t count = PagesToHold(*sequence);
+    if (sequence->compressed()) {
+      cells_.AddPages(count, sequence);
+      cells_.Fill(sequence);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) sequence->pages.push_back(pool_->Acquire());
+  }
+
   // Returns all pages of a sequence that is over.
   void Release(Sequence* sequence) {
     for (auto page = sequence->pages.rbegin(); page != sequence->pages.rend(); ++page) pool_->Release(*page);

@@ -39,6 +39,22 @@ Tensor Positions(ffi::ObjectRef cache, int64_t id, int64_t layer, int64_t head) 
 
 int64_t ExactFrom(ffi::ObjectRef cache, int64_t id) { return LiveCaches::Get().Find(cache).ExactFrom(id); }
 
+ffi::Bytes SaveSequence(ffi::ObjectRef cache, int64_t id) { return LiveCaches::Get().Find(cache).Transfer().Save(id); }
+
+void RestoreSequence(ffi::ObjectRef cache, int64_t id, ffi::Bytes state) {
+  LiveCaches::Get().Find(cache).Transfer().Restore(id, state);
+}
+
+ffi::Shape HeadPages(ffi::ObjectRef cache, int64_t id) { return LiveCaches::Get().Find(cache).Transfer().Extent(id); }
+
+void ReadPages(ffi::ObjectRef cache, int64_t id, int64_t first, Tensor buffer) {
+  LiveCaches::Get().Find(cache).Transfer().ReadPages(id, first, buffer);
+}
+
+void WritePages(ffi::ObjectRef cache, int64_t id, int64_t first, Tensor buffer) {
+  LiveCaches::Get().Find(cache).Transfer().WritePages(id, first, buffer);
+}
+
 }  // namespace
 }  // namespace entropy_mlc
 
@@ -53,3 +69,8 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_gates, entropy_mlc::Gates);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_window, entropy_mlc::Window);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_positions, entropy_mlc::Positions);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_exact_from, entropy_mlc::ExactFrom);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_save_sequence, entropy_mlc::SaveSequence);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_restore_sequence, entropy_mlc::RestoreSequence);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_head_pages, entropy_mlc::HeadPages);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_read_pages, entropy_mlc::ReadPages);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(kv_cache_write_pages, entropy_mlc::WritePages);

@@ -12,6 +12,7 @@
 #include "page_pool.h"
 #include "page_store.h"
 #include "policy.h"
+#include "sequence_transfer.h"
 #include "sequence_table.h"
 #include "step_plan.h"
 #include "step_request.h"
@@ -142,18 +143,7 @@ class KVCache {
   // rest is popped.
   void CommitAcceptedTokenTreeNodes(const ffi::Shape& ids, const ffi::Shape& leaf_indices) {
     RequireNoOpenStep("CommitAcceptedTokenTreeNodes");
-    if (ids.size() != leaf_indices.size()) {
-      TVM_FFI_THROW(ValueError) << "Cannot commit " << leaf_indices.size() << " leaves to " << ids.size()
-                                << " sequences.";
-    }
-    SequenceTable::RequireDistinct(ids);
-    for (size_t i = 0; i < ids.size(); ++i) {
-      const Sequence& sequence = sequences_.Find(ids[i]);
-      if (leaf_indices[i] < -1 || leaf_indices[i] >= sequence.uncommitted) {
-        TVM_FFI_THROW(ValueError) << "Cannot commit leaf " << leaf_indices[i] << " of sequence " << ids[i]
-                                  << ": its token tree has " << sequence.uncommitted << " uncommitted nodes.";
-      }
-    }
+    CheckCommit(ids, leaf_indices, sequences_);
     for (size_t i = 0; i < ids.size(); ++i) {
       Sequence& sequence = sequences_.Find(ids[i]);
       Truncate(sequence, sequence.length - (sequence.uncommitted - 1 - leaf_indices[i]));
@@ -235,6 +225,12 @@ class KVCache {
   Tensor Gates(int64_t id) const {
     const Sequence& sequence = sequences_.Find(id);
     return ReadGates(sequence.gate, sequence.length, config_, policy_);
+  }
+
+  // Sequences to and from other caches, until the next step.
+  SequenceTransfer Transfer() {
+    RequireNoOpenStep("A transfer of a sequence");
+    return {config_, policy_, &store_, &pages_, &layout_, &window_, &sequences_};
   }
 
   // Copies the entries of tokens [begin, end) of a sequence, see ReadTokens.

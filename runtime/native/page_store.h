@@ -67,10 +67,24 @@ class PageStore {
 
   // One head page of a compressed sequence, whose representatives nobody reads.
   void CopyHeadPage(int64_t layer, int32_t source, int32_t destination) {
-    int64_t bytes = config_.head_page_elements() * config_.bytes_per_element();
-    for (const Tensor& pool : {k_[layer], v_[layer]}) {
-      char* data = static_cast<char*>(pool.data_ptr());
-      std::memcpy(data + destination * bytes, data + source * bytes, bytes);
+    ForEachPart(layer, 0, [&](char* pool, size_t size) {
+      std::memcpy(pool + destination * size, pool + source * size, size);
+    });
+  }
+
+  // Bytes of the entries of a head page, the same in every layer.
+  size_t head_page_bytes() const {
+    size_t bytes = 0;
+    ForEachPart(0, 0, [&](char*, size_t size) { bytes += size; });
+    return bytes;
+  }
+
+  // Calls visit(memory, bytes) for each pool's part of the entries of a head page.
+  template <typename Visit>
+  void ForEachPart(int64_t layer, int32_t head_page, Visit visit) const {
+    for (const Tensor* pool : {&k_[layer], &v_[layer]}) {
+      size_t size = ffi::GetDataSize(*pool) / pool->shape()[0];
+      visit(static_cast<char*>(pool->data_ptr()) + head_page * size, size);
     }
   }
 

@@ -55,6 +55,14 @@ class QueryWindow {
     }
   }
 
+  // Calls visit(memory, bytes) for the rows of a sequence that has a slot, layer by layer.
+  template <typename Visit>
+  void ForEachLayer(const Sequence& sequence, Visit visit) const {
+    for (const Tensor& layer : observed_) {
+      visit(static_cast<char*>(layer.data_ptr()) + sequence.window_slot * slot_bytes_, slot_bytes_);
+    }
+  }
+
   void Append(int64_t tokens, Sequence* sequence) const {
     sequence->generated = tokens == 1 ? sequence->generated + 1 : 0;
     if (sequence->window_slot >= 0) sequence->observed = std::min(window_, sequence->observed + tokens);

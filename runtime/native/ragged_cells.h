@@ -89,6 +89,26 @@ class RaggedCells {
     if (copied) ReleaseUnused(sequence);
   }
 
+  // Pages for all entries of a sequence, and their division among heads without cells; AddPages has given the pages.
+  int64_t PagesToHold(const Sequence& sequence) const {
+    int64_t most = 0;
+    for (size_t layer = 0; layer < sequence.layers.size(); ++layer) {
+      int64_t cells = 0;
+      for (int64_t head = 0; head < heads_; ++head) cells += CeilDiv(sequence.entries(layer, head), page_);
+      most = std::max(most, CeilDiv(cells, heads_));
+    }
+    return most;
+  }
+  void Fill(Sequence* sequence) const {
+    for (size_t l = 0; l < sequence->layers.size(); ++l) {
+      LayerEntries& layer = sequence->layers[l];
+      for (int64_t head = 0; head < heads_; ++head) {
+        int64_t cells = CeilDiv(sequence->entries(l, head), page_);
+        for (int64_t i = 0; i < cells; ++i) layer.heads[head].pages.push_back(Take(&layer));
+      }
+    }
+  }
+
   // Gives up the cells past the entries that sequence->length leaves, and the pages without any other cell in use.
   void Shrink(Sequence* sequence) {
     bool freed = false;

@@ -1,4 +1,4 @@
-// What BeginForward asks for, checked before anything changes.
+// What BeginForward and the commit of a token tree ask for, checked before anything changes.
 #pragma once
 #include <vector>
 
@@ -61,6 +61,21 @@ inline std::vector<BatchEntry> CheckStep(const ffi::Shape& ids, const ffi::Shape
   }
   CheckTree(batch, ids, tokens, tree);
   return batch;
+}
+
+inline void CheckCommit(const ffi::Shape& ids, const ffi::Shape& leaf_indices, const SequenceTable& sequences) {
+  if (ids.size() != leaf_indices.size()) {
+    TVM_FFI_THROW(ValueError) << "Cannot commit " << leaf_indices.size() << " leaves to " << ids.size()
+                              << " sequences.";
+  }
+  SequenceTable::RequireDistinct(ids);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const Sequence& sequence = sequences.Find(ids[i]);
+    if (leaf_indices[i] < -1 || leaf_indices[i] >= sequence.uncommitted) {
+      TVM_FFI_THROW(ValueError) << "Cannot commit leaf " << leaf_indices[i] << " of sequence " << ids[i]
+                                << ": its token tree has " << sequence.uncommitted << " uncommitted nodes.";
+    }
+  }
 }
 
 }  // namespace entropy_mlc

@@ -33,6 +33,11 @@ class CacheModel:
         end = p.length if position == -1 else position
         self.sequences[child] = ModelSequence(p.k[:, :end], p.v[:, :end], p.pages[: math.ceil(end / PAGE)])
 
+    def move(self):
+        """All sequences go to another cache, where each has pages of its own."""
+        for s in self.sequences.values():
+            s.pages = [object() for _ in s.pages]
+
     def truncate(self, seq, length):
         s = self.sequences[seq]
         s.uncommitted = max(0, s.uncommitted - (s.length - length))

@@ -26,6 +26,11 @@ class GateModel(CacheModel):
         c.observed, c.whole_blocks = dict(p.observed), p.whole_blocks
         self.forget(c)
 
+    def move(self):
+        super().move()
+        for s in self.sequences.values():
+            s.whole_blocks = 0
+
     def truncate(self, seq, length):
         super().truncate(seq, length)
         self.forget(self.sequences[seq])

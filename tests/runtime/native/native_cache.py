@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import tvm
+import tvm_ffi
 from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, PAGE
 from tvm_ffi import Shape, get_global_func
 
@@ -105,6 +106,26 @@ class NativeCache:
         tensors = [tvm.runtime.tensor(zeros) for _ in range(2)]
         self.builtin("attention_kv_cache_debug_get_kv", seq, begin, end, *tensors)
         return tuple(t.numpy() for t in tensors)
+
+    def save(self, seq, pieces=1):
+        """(state, contents of the head pages), the contents read in so many pieces."""
+        state = self.exported("kv_cache_save_sequence")(self.handle, seq)
+        count, size = self.exported("kv_cache_head_pages")(self.handle, seq)
+        contents = np.zeros((count, size), np.uint8)
+        self._in_pieces("kv_cache_read_pages", seq, contents, pieces)
+        return state, contents
+
+    def restore(self, seq, state, contents, pieces=1):
+        """Makes the empty sequence ``seq`` a saved one."""
+        self.exported("kv_cache_restore_sequence")(self.handle, seq, state)
+        assert tuple(self.exported("kv_cache_head_pages")(self.handle, seq)) == contents.shape
+        self._in_pieces("kv_cache_write_pages", seq, contents, pieces)
+
+    def _in_pieces(self, function, seq, contents, pieces):
+        first = 0
+        for piece in np.array_split(contents, pieces):
+            self.exported(function)(self.handle, seq, first, tvm_ffi.from_dlpack(piece.reshape(-1)))
+            first += len(piece)
 
     def forward(self, seqs, lengths, k, v, tree=None):
         """A whole step that appends k and v."""

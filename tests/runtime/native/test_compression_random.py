@@ -46,11 +46,14 @@ class CompressionMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         policy = {**POLICY, "compress_when": self.compress_when}
-        sizes = (MAX_BATCH, self.max_total, CHUNK, ENGINE_PAGE)
-        self.cache = CompressingCache(self.library, self.dtype, *sizes, policy=policy_text(policy))
+        self.cache = self.new_cache(policy)
         self.empty_pages = self.cache.available_pages
         self.model = CompressionModel(self.cache.dtype, policy)
         self.rng = np.random.default_rng(0)
+
+    def new_cache(self, policy):
+        sizes = (MAX_BATCH, self.max_total, CHUNK, ENGINE_PAGE)
+        return CompressingCache(self.library, self.dtype, *sizes, policy=policy_text(policy))
 
     @property
     def sequences(self):
@@ -134,6 +137,27 @@ class CompressionMachine(RuleBasedStateMachine):
         seq = data.draw(st.sampled_from(self.alive()))
         self.cache.remove(seq)
         del self.sequences[seq]
+
+    @rule(pieces=st.integers(1, 3), order=st.randoms(use_true_random=False))
+    def move_to_another_cache(self, pieces, order):
+        """As if every sequence had been saved and loaded by another process."""
+        # The library of a process without compression would not take these sequences.
+        new = self.new_cache({**self.model.policy, "decode": "latent"})
+        new.configure(policy_text(self.model.policy))
+        seqs = self.alive()
+        order.shuffle(seqs)
+        self.commit([seq for seq in seqs if self.sequences[seq].uncommitted])
+        for seq in seqs:
+            new.add(seq)
+            if self.sequences[seq].may_shrink:
+                new.may_shrink(seq)
+            try:
+                new.restore(seq, *self.cache.save(seq, pieces), pieces)
+            except RuntimeError as error:
+                # Forks share their pages no longer.
+                assert "The KV cache is full" in str(error) and self.max_total < 1000
+                return
+        self.cache = new
 
     @rule(really=st.integers(0, 9))
     def clear(self, really):

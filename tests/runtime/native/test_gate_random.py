@@ -19,11 +19,12 @@ class GateMachine(CacheMachine):
 
     def __init__(self):
         super().__init__()
-        policy = "prefill=entropy;" + ";".join(f"{k}={v}" for k, v in self.numbers.items() if k != "block_size")
-        self.cache = NativeGate(
-            self.library, MAX_BATCH, MAX_TOTAL, CHUNK, ENGINE_PAGE, block_size=self.numbers["block_size"], policy=policy
-        )
         self.model = GateModel(self.cache.dtype, MAX_BATCH, MAX_TOTAL, ENGINE_PAGE, **self.numbers)
+
+    def new_cache(self):
+        policy = "prefill=entropy;" + ";".join(f"{k}={v}" for k, v in self.numbers.items() if k != "block_size")
+        sizes = (MAX_BATCH, MAX_TOTAL, CHUNK, ENGINE_PAGE)
+        return NativeGate(self.library, *sizes, block_size=self.numbers["block_size"], policy=policy)
 
     def use_step(self, seqs, lengths, as_tree):
         if self.rng.integers(2):

@@ -22,9 +22,12 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cache = NativeCache(self.library, self.dtype, MAX_BATCH, MAX_TOTAL, CHUNK, ENGINE_PAGE)
+        self.cache = self.new_cache()
         self.model = CacheModel(self.cache.dtype, MAX_BATCH, MAX_TOTAL, ENGINE_PAGE)
         self.rng = np.random.default_rng(0)
+
+    def new_cache(self):
+        return NativeCache(self.library, self.dtype, MAX_BATCH, MAX_TOTAL, CHUNK, ENGINE_PAGE)
 
     def alive(self):
         return sorted(self.model.sequences)
@@ -148,6 +151,25 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.commit(seqs, leaves)
         for seq, leaf in zip(seqs, leaves):
             self.model.commit(seq, leaf)
+
+    @rule(pieces=st.integers(1, 3), order=st.randoms(use_true_random=False))
+    def move_to_another_cache(self, pieces, order):
+        """As if every sequence had been saved and loaded by another process."""
+        seqs = self.alive()
+        order.shuffle(seqs)
+        if sum(math.ceil(s.length / PAGE) for s in self.model.sequences.values()) > self.model.num_pages:
+            return
+        new = self.new_cache()
+        for seq in seqs:
+            uncommitted = self.model.sequences[seq].uncommitted
+            if uncommitted:
+                with pytest.raises(RuntimeError, match="token tree is not committed"):
+                    self.cache.save(seq)
+                self.commit_to([seq], [uncommitted - 1])
+            new.add(seq)
+            new.restore(seq, *self.cache.save(seq, pieces), pieces)
+        self.cache = new
+        self.model.move()
 
     @rule(really=st.integers(0, 9))
     def clear(self, really):
