@@ -37,7 +37,8 @@ def library_metadata(
     """The metadata of the library that :func:`build_library` will make of an MLC-style module.
 
     It has the keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc) and ours: how each parameter is stored, for
-    what CPU, the policy of attention and cache, and the cache's bytes a token. ``param_names`` are in the order of ``packed_params``.
+    what CPU, RoPE, the policy of attention and cache, and the cache's bytes a token. ``param_names`` are in the order of
+    ``packed_params``.
     """
     spec = attention_spec(mod)
     return {
@@ -67,6 +68,7 @@ def library_metadata(
         "weight_format": weight_format.name,
         "target": str(target),
         "kv_bytes_per_token": spec.kv_bytes_per_token(facts.policy),
+        "rope": {"theta": spec.rope_theta, "dims": spec.rotary_dim, "scaling": spec.rope_scaling_dict},
         "policy": facts.policy.to_dict(),
     }
 

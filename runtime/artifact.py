@@ -6,8 +6,8 @@ A model folder and a library follow the conventions of MLC-LLM::
     dist/libs/<Name>-<quantization>-<device>.so
 
 The keys beyond MLC's are ``weight_format`` (in all three descriptions), ``logical_shape`` and ``format`` of a
-parameter, ``target``, ``kv_bytes_per_token``, ``temporary_bytes`` and ``policy`` (of the library and of the folder);
-MLC's own engine ignores them.
+parameter, ``target``, ``kv_bytes_per_token``, ``temporary_bytes``, ``rope`` and ``policy`` (of the library and of the
+folder); MLC's own engine ignores them.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class LibraryMetadata(_Description):
     kv_bytes_per_token: int | None = None
     temporary_bytes: int | None = None
     policy: Policy | None = None
+    rope: Any = None
 
     @field_validator("policy", mode="before")
     @classmethod

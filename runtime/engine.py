@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from runtime.artifact import find_library, read_chat_config
+from runtime.cache_file import CacheFileReader
+from runtime.cache_origin import cache_origin, check_origin
 from runtime.errors import UserError
 from runtime.library import ModelLibrary
 from runtime.operator_times import OperatorTimes
@@ -18,46 +19,11 @@ from runtime.params import load_params
 from runtime.policy import Policy
 from runtime.sampling import Sampler, SamplingParams
 from runtime.sequence import CachedSequence, Progress
-from runtime.text_stream import StopStrings, StreamingDetokenizer
+from runtime.stream_output import StreamOutput, Usage
+from runtime.text_stream import AnswerText
 from runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Counts and times of one answer. Seconds are the engine's own; the reader of the stream may be slow."""
-
-    prompt_tokens: int
-    cached_tokens: int  # of the prompt, found in the cache
-    completion_tokens: int
-    prefill_seconds: float  # up to the first token of the answer
-    decode_seconds: float  # from there to the last
-
-    @property
-    def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens computed (not found in the cache) a second."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """Tokens a second after the first, which the prefill gave; None for an answer of one token."""
-        return (self.completion_tokens - 1) / self.decode_seconds if self.completion_tokens > 1 else None
-
-
-@dataclass(frozen=True, slots=True)
-class StreamOutput:
-    """One token of an answer.
-
-    ``text`` is what became certain with it and may be empty: characters that span tokens, or the beginning of a stop
-    string, are held back. ``finish_reason`` and ``usage`` come with the last token: "stop" after an end-of-text token
-    or a stop string, "length" at max_tokens or at the end of the context.
-    """
-
-    text: str
-    token_id: int
-    finish_reason: Literal["stop", "length"] | None = None
-    usage: Usage | None = None
 
 
 class Engine:
@@ -93,6 +59,7 @@ class Engine:
         config = read_chat_config(folder)
         library = ModelLibrary(find_library(folder) if model_lib is None else Path(model_lib))
         params = load_params(folder, config, library.metadata, library.path)
+        self._folder = folder
         self._library = library
         self.tokenizer = Tokenizer(folder)
         self.metadata = library.metadata
@@ -147,6 +114,25 @@ class Engine:
         """Tokens in the cache, and entries held of them (fewer after a compression)."""
         return len(self._sequence.token_ids), self._sequence.num_held_entries
 
+    @property
+    def cached_token_ids(self) -> list[int]:
+        """The tokens in the cache; none after a step that was broken off."""
+        return self._sequence.finished_token_ids
+
+    @property
+    def can_save_cache(self) -> bool:
+        """Whether the library has what ``save_cache`` needs: a library of MLC has not, nor one of a first version."""
+        return self._sequence.can_save
+
+    @property
+    def cache_is_whole(self) -> bool:
+        """Whether no entry was dropped, so that the cache serves every prompt that begins with the same tokens."""
+        return self._sequence.is_whole
+
+    def num_reusable(self, token_ids: Sequence[int]) -> int:
+        """Tokens of a prompt that would be found in the cache."""
+        return self._sequence.reusable(token_ids)
+
     def gates(self) -> np.ndarray:
         """The record of the prefill in the cache, as ``CachedSequence.gates`` describes it."""
         return self._sequence.gates()
@@ -158,6 +144,50 @@ class Engine:
             [self._sequence.held_positions(layer, head) for head in range(cache.num_key_value_heads)]
             for layer in range(cache.num_hidden_layers)
         ]
+
+    def save_cache(self, path: str | Path) -> None:
+        """Write the cache to a file: the tokens of the last prompt and answer, and what is kept of their entries.
+
+        An engine of the same model that loads it goes on with the same bits as this one. The file takes about as much
+        room as the entries do in memory; memory is needed for a few MB more. It appears when it is complete.
+
+        Raises
+        ------
+        UserError
+            The cache is empty, the file cannot be written, or the library cannot give its cache away.
+        """
+        self._sequence.save(Path(path), self._cache_origin(compressed=not self._sequence.is_whole))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Replace the cache by what ``save_cache`` wrote; return the number of its tokens.
+
+        A prompt that begins with these tokens then computes only the rest.
+
+        Raises
+        ------
+        UserError
+            The file is missing, is no cache file, is damaged (the cache is then empty), is longer than the context, or
+            was saved with other weights, another RoPE or another policy of the prefill (or of the compression, if it
+            is compressed).
+        """
+        with self.open_cache(path) as file:
+            self._answer_number += 1
+            self._sequence.load(file)
+            return file.header.num_tokens
+
+    def open_cache(self, path: str | Path) -> CacheFileReader:
+        """A cache file that this engine may load; raises as ``load_cache`` does, but for damage to the entries."""
+        file = CacheFileReader(Path(path))
+        try:
+            origin = file.header.origin
+            check_origin(file.path, origin, self._cache_origin(origin["compressed"]))
+        except UserError:
+            file.close()
+            raise
+        return file
+
+    def _cache_origin(self, compressed: bool) -> dict[str, Any]:
+        return cache_origin(self._folder, self.metadata, self.policy, compressed)
 
     def clear_cache(self) -> None:
         """Forget the last prompt and answer: the next prompt is computed from its beginning."""
@@ -222,7 +252,7 @@ class Engine:
     ) -> Iterator[StreamOutput]:
         self._check_current(number)
         sampler = Sampler(self._library, sampling, self._active_vocab_size)
-        text_stream = _AnswerText(self.tokenizer, sampling.stop)
+        text_stream = AnswerText(self.tokenizer.decode, sampling.stop)
         started = time.perf_counter()
         cached = self._sequence.reuse(prompt)
         token_id = sampler.sample(self._sequence.prefill(prompt[cached:], on_prefill))
@@ -247,24 +277,3 @@ class Engine:
     def _check_current(self, number: int) -> None:
         if number != self._answer_number:
             raise RuntimeError("this answer cannot go on: the engine has begun another one")
-
-
-class _AnswerText:
-    """Token ids of an answer to the text that may be shown."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._detokenizer = StreamingDetokenizer(tokenizer.decode)
-        self._stop = StopStrings(stop)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stop.found
-
-    def add(self, token_id: int) -> str:
-        return self._stop.add(self._detokenizer.add(token_id))
-
-    def finish(self) -> str:
-        if self.stopped:
-            return ""
-        rest = self._stop.add(self._detokenizer.finish())
-        return rest + ("" if self.stopped else self._stop.finish())

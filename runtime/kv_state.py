@@ -17,7 +17,17 @@ from runtime.errors import UserError
 # MLC's page size, in which a cache counts what is free. It may store larger pages.
 PAGE_SIZE = 16
 # Exported by a library with a policy; a stock library has none of them.
-POLICY_FUNCTIONS = ("kv_cache_configure", "kv_cache_exact_from", "kv_cache_gates", "kv_cache_positions")
+POLICY_FUNCTIONS = (
+    "kv_cache_configure",
+    "kv_cache_exact_from",
+    "kv_cache_gates",
+    "kv_cache_positions",
+    "kv_cache_save_sequence",
+    "kv_cache_restore_sequence",
+    "kv_cache_head_pages",
+    "kv_cache_read_pages",
+    "kv_cache_write_pages",
+)
 
 
 class KVState:
@@ -30,6 +40,7 @@ class KVState:
         self.handle = handle
         self._policy_functions = policy_functions
         self._shape = tvm_ffi.Shape
+        self._tensor = tvm_ffi.from_dlpack
         self._clear = get("vm.builtin.kv_state_clear")
         self._add = get("vm.builtin.kv_state_add_sequence")
         self._remove = get("vm.builtin.kv_state_remove_sequence")
@@ -113,6 +124,35 @@ class KVState:
     def positions(self, seq_id: int, layer: int, head: int) -> np.ndarray:
         """Original positions of the entries that a KV head holds: int32 ``[entries]``, ascending."""
         return np.from_dlpack(self._policy_function("kv_cache_positions")(self.handle, seq_id, layer, head)).copy()
+
+    @property
+    def can_save(self) -> bool:
+        """Whether the library can give sequences away; those of the first versions of this project cannot."""
+        return "kv_cache_save_sequence" in self._policy_functions
+
+    def save_sequence(self, seq_id: int) -> bytes:
+        """All that the cache knows of a sequence but the contents of its head pages; not between begin and end."""
+        return bytes(self._policy_function("kv_cache_save_sequence")(self.handle, seq_id))
+
+    def restore_sequence(self, seq_id: int, state: bytes) -> None:
+        """Make an empty sequence the saved one. The contents of its head pages are undefined until they are written.
+
+        ValueError for a state that is damaged or of a cache of another layout, RuntimeError if it does not fit.
+        """
+        self._policy_function("kv_cache_restore_sequence")(self.handle, seq_id, state)
+
+    def head_pages(self, seq_id: int) -> tuple[int, int]:
+        """Head pages that a sequence has in all layers, and the bytes of each."""
+        count, nbytes = self._policy_function("kv_cache_head_pages")(self.handle, seq_id)
+        return count, nbytes
+
+    def read_pages(self, seq_id: int, first: int, buffer: np.ndarray) -> None:
+        """Copy the contents of the head pages from number ``first`` on, as many as fill ``buffer`` (uint8)."""
+        self._policy_function("kv_cache_read_pages")(self.handle, seq_id, first, self._tensor(buffer))
+
+    def write_pages(self, seq_id: int, first: int, buffer: np.ndarray) -> None:
+        """The reverse of ``read_pages``."""
+        self._policy_function("kv_cache_write_pages")(self.handle, seq_id, first, self._tensor(buffer))
 
     def _policy_function(self, name: str) -> Callable[..., Any]:
         if name not in self._policy_functions:

@@ -40,7 +40,7 @@ DECODE_FIELDS = (
     "slack",
     "compress_when",
 )
-RUNTIME_FIELDS = (
+_RUNTIME_GATE_FIELDS = (
     "threshold_len",
     "base_budget",
     "entropy_threshold",
@@ -49,10 +49,15 @@ RUNTIME_FIELDS = (
     "max_budget_factor",
     "keep_first",
     "keep_recent",
+)
+RUNTIME_FIELDS = (
+    *_RUNTIME_GATE_FIELDS,
     *DECODE_FIELDS,
 )
 # Compiled into the kernels; the cache object need not know them.
 _KERNEL_FIELDS = ("layer_fusion", "score_form", "budget_form", "rigid_form")
+# Mean nothing to a dense prefill.
+GATE_FIELDS = ("segment_size", "block_size", "layer_skip", *_RUNTIME_GATE_FIELDS, *_KERNEL_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.cache_file import CacheFileReader
 from runtime.cache_memory import CacheMemory
+from runtime.errors import UserError
 from runtime.policy import Policy
 from runtime.prefill_steps import prefill_steps
+from runtime.saved_sequence import read_sequence, write_sequence
 
 _SEQ_ID = 0
 Progress = Callable[[int, int], None]
@@ -101,15 +105,40 @@ class CachedSequence:
         self._interrupted, self.token_ids = False, []
         self._open()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no entry was dropped."""
+        return self._kv.exact_from(_SEQ_ID) == 0
+
+    @property
+    def can_save(self) -> bool:
+        """Whether the library can give its cache away."""
+        return self._kv.can_save
+
+    @property
+    def finished_token_ids(self) -> list[int]:
+        """``token_ids`` if all steps were finished, else none."""
+        return [] if self._interrupted else self.token_ids
+
+    def reusable(self, prompt: Sequence[int]) -> int:
+        """Tokens of ``prompt`` that the cache holds and ``reuse`` would keep."""
+        if self._interrupted:
+            return 0
+        shared = common_prefix(self.token_ids, prompt)
+        if shared == len(prompt):
+            shared = max(0, shared - 2)
+        return 0 if shared < len(self.token_ids) and shared < self._kv.exact_from(_SEQ_ID) else shared
+
     def reuse(self, prompt: Sequence[int]) -> int:
         """Cut the cache back to what it shares with ``prompt``; return the number of prompt tokens it holds.
 
-        At least one token of the prompt is left to compute, since its logits begin the answer. A compressed sequence
-        that would have to be cut where entries are gone is forgotten instead.
+        The end of the prompt is left to compute, since its logits begin the answer: two tokens of a prompt that the
+        cache has all of, since it takes a step of one for a generated token. A compressed sequence that would have to
+        be cut where entries are gone is forgotten instead.
         """
         if self._interrupted:
             self.clear()
-        shared = min(_common_prefix(self.token_ids, prompt), len(prompt) - 1)
+        shared = self.reusable(prompt)
         if shared < len(self.token_ids):
             if shared < self._kv.exact_from(_SEQ_ID):
                 self.clear()
@@ -123,6 +152,39 @@ class CachedSequence:
                 self.clear()
                 return 0
         return shared
+
+    def save(self, path: Path, origin: dict[str, Any]) -> None:
+        """Write the sequence to a file, of which ``origin`` says what it may be used with.
+
+        Raises
+        ------
+        UserError
+            There is nothing to save, or the file cannot be written; an older file is then as it was.
+        """
+        if not self.finished_token_ids:
+            raise UserError("the cache is empty: there is nothing to save before a prompt is computed")
+        write_sequence(self._kv, _SEQ_ID, self.token_ids, path, origin)
+
+    def load(self, file: CacheFileReader) -> None:
+        """Make the sequence the one in a file, whose origin was found to be right.
+
+        Raises
+        ------
+        UserError
+            The file is damaged, of another layout, or does not fit. The sequence is then empty.
+        """
+        if file.header.num_tokens > self.max_length:
+            raise UserError(
+                f"the cache file {file.path} has {file.header.num_tokens} tokens, but the context holds "
+                f"{self.max_length}: use a library that was compiled for a longer one, or name another file"
+            )
+        self.clear()
+        try:
+            read_sequence(self._kv, _SEQ_ID, file, self._memory.num_entries)
+            self.token_ids = file.token_ids.tolist()
+        except BaseException:
+            self.clear()
+            raise
 
     def prefill(self, token_ids: Sequence[int], on_progress: Progress | None = None) -> Any:
         """Append tokens, in steps of at most one prefill chunk; return the logits of the last one.
@@ -168,7 +230,8 @@ class CachedSequence:
         self._interrupted = False
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that two sequences have in common at their beginnings."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
     return int(differ[0]) if len(differ) else n

@@ -69,3 +69,27 @@ class StopStrings:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest proper beginning of ``stop`` that ``text`` ends with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class AnswerText:
+    """Token ids of an answer to the text that may be shown."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
+        self._detokenizer = StreamingDetokenizer(decode)
+        self._stop = StopStrings(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came: nothing after it is text."""
+        return self._stop.found
+
+    def add(self, token_id: int) -> str:
+        """Take the next id; return the text that became certain."""
+        return self._stop.add(self._detokenizer.add(token_id))
+
+    def finish(self) -> str:
+        """The rest, when no more ids come."""
+        if self.stopped:
+            return ""
+        rest = self._stop.add(self._detokenizer.finish())
+        return rest + ("" if self.stopped else self._stop.finish())

@@ -117,7 +117,8 @@ def test_compressed_sequence_is_not_cut_where_entries_are_gone():
     assert sequence.reuse([*prompt[:136], 7]) == 0
     assert calls() == ["clear", "add", ("may shrink", CONTEXT)] and sequence.token_ids == []
     sequence.prefill(prompt[:136])
-    assert sequence.reuse(prompt[:50]) == 49  # uncompressed again
+    assert sequence.reuse(prompt[:50]) == 48  # uncompressed again
+    assert sequence.reuse(prompt[:1]) == 0
 
 
 def test_steps_end_where_segments_do():
