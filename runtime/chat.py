@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from runtime.console import PrefillProgress, print_error, speeds, user_errors
-from runtime.engine import Engine, Usage
+from runtime.command_answer import stream_answer
+from runtime.console import print_error, speeds, user_errors
+from runtime.engine import Engine
 from runtime.errors import UserError
 from runtime.policy import RUNTIME_FIELDS
+from runtime.prompt_cache import CACHE_HELP, PromptCache
+from runtime.prompt_source import prompt_text
 from runtime.settings import apply_settings, split_settings
+from runtime.stop_signals import stop_requests
+from runtime.stream_output import Usage
 
 _HELP = """\
 Commands:
@@ -32,10 +35,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Chat:
-    """A conversation with an engine: its messages, its settings, and the commands on them."""
+    """A conversation with an engine: its messages, its settings, and the commands on them.
 
-    def __init__(self, engine: Engine) -> None:
+    ``document`` is a text that every conversation begins with, before the first message; ``cache`` keeps it.
+    """
+
+    def __init__(self, engine: Engine, document: str = "", cache: PromptCache | None = None) -> None:
         self._engine = engine
+        self._document = document
+        self._cache_file = cache
         self._sampling = engine.default_sampling
         self._messages: list[dict[str, str]] = []
         self._last_usage: Usage | None = None
@@ -78,28 +86,24 @@ class Chat:
         return f"cache: {num_entries} entries for {num_tokens} tokens"
 
     def _answer(self, text: str) -> None:
+        if not self._messages and self._document:
+            text = f"{self._document.rstrip()}\n\n{text}"
         messages = self._fit([*self._messages, {"role": "user", "content": text}])
         answer, finish_reason = "", None
-        with _ctrl_c_stops() as stop, PrefillProgress() as progress:
-
-            def on_prefill(done: int, total: int) -> None:
-                if stop.wanted:
-                    raise KeyboardInterrupt
-                progress(done, total)
-
+        with stop_requests() as stop:
             try:
-                for output in self._engine.generate(messages, self._sampling, on_prefill=on_prefill):
+                for output in stream_answer(self._engine, messages, self._sampling, stop, self._cache_file):
                     print(output.text, end="", flush=True)
                     answer += output.text
                     finish_reason = output.finish_reason
                     self._last_usage = output.usage or self._last_usage
-                    if stop.wanted:
-                        break
             except KeyboardInterrupt:
-                stop.wanted = True
+                stop.signal = stop.signal or signal.SIGINT
         print(" [stopped]" if stop.wanted else " [cut at the length limit]" if finish_reason == "length" else "")
         if answer or not stop.wanted:  # a message stopped before its answer began was not sent
             self._messages = [*messages, {"role": "assistant", "content": answer}]
+        if stop.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _fit(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """Drop the oldest turns of a conversation that has outgrown the context."""
@@ -108,30 +112,6 @@ class Chat:
             messages = messages[2:]
             length = len(self._engine.encode(messages))
         return messages
-
-
-class _Stop:
-    wanted = False
-
-
-@contextmanager
-def _ctrl_c_stops() -> Iterator[_Stop]:
-    """Turn Ctrl-C into a flag: an exception in the middle of a step would cost the cache, and with it the next turn.
-
-    A second Ctrl-C, for a step that takes too long, raises KeyboardInterrupt at once.
-    """
-    stop = _Stop()
-
-    def on_signal(_signal: int, _frame: object) -> None:
-        if stop.wanted:
-            raise KeyboardInterrupt
-        stop.wanted = True
-
-    previous = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _read_message() -> str:
@@ -149,13 +129,17 @@ def main(
     model_dir: Annotated[Path, typer.Argument(help="MLC model folder", metavar="DIR")],
     model_lib: Annotated[Path | None, typer.Option(help="Library; default: the one beside DIR in libs/.")] = None,
     policy: Annotated[str, typer.Option(help='Policy settings: "base_budget=4096;capacity=2048".')] = "",
+    prompt_file: Annotated[Path | None, typer.Option(help="A text that the conversation is about.")] = None,
+    cache: Annotated[Path | None, typer.Option(help=CACHE_HELP)] = None,
     max_total_seq_length: Annotated[
         int | None, typer.Option(help="Tokens that the KV cache may hold; default: the whole context.")
     ] = None,
 ) -> None:
     """Chat with a model."""
     with user_errors():
-        chat = Chat(Engine(model_dir, model_lib, policy, max_total_seq_length))
+        document = "" if prompt_file is None else prompt_text(None, prompt_file, None)
+        engine = Engine(model_dir, model_lib, policy, max_total_seq_length)
+        chat = Chat(engine, document, None if cache is None else PromptCache(engine, cache))
     print(_HELP)
     # Bytes that are no UTF-8 reach the engine, which refuses the message; in strict mode they would end the chat.
     sys.stdin.reconfigure(errors="surrogateescape")

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from runtime.engine import Usage
 from runtime.errors import UserError
+from runtime.prefill_eta import PrefillEta
+from runtime.stream_output import Usage
 
 
 def print_error(err: UserError) -> None:
@@ -36,7 +37,8 @@ def speeds(usage: Usage) -> str:
 
 
 class PrefillProgress:
-    """Shows a prefill: a bar in a terminal, a line after each chunk elsewhere. Pass it as ``on_prefill``.
+    """Shows a prefill: a bar in a terminal, a line after each chunk elsewhere, and the time that a long one will take.
+    Pass it as ``on_prefill``.
 
     As a context manager it takes the bar away however the prefill ends, so that the answer begins on a clean line.
     """
@@ -44,20 +46,24 @@ class PrefillProgress:
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._is_terminal = console.is_terminal
-        columns = (TextColumn("prefill"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeElapsedColumn())
+        counts = (TextColumn("prefill"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
+        columns = (*counts, TimeElapsedColumn(), TextColumn("{task.description}"))
         # Redrawn after each chunk only: a thread that redraws in between would compete with the kernels.
         self._bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
         self._task: TaskID | None = None
+        self._eta: PrefillEta | None = None
 
     def __call__(self, done: int, total: int) -> None:
+        self._eta = self._eta or PrefillEta()
+        left = self._eta.text(done, total)
         if not self._is_terminal:
             if done:
-                print(f"prefill {done}/{total} tokens", file=sys.stderr)
+                print(f"prefill {done}/{total} tokens{left and ', '}{left}", file=sys.stderr)
             return
         if self._task is None:
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
-        self._bar.update(self._task, completed=done, refresh=True)
+        self._bar.update(self._task, completed=done, description=left, refresh=True)
         if done == total:
             self._bar.stop()
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from toy_library import CHUNK
 
 from runtime.chat import Chat
 from runtime.engine import Engine
 from runtime.errors import UserError
+from runtime.prompt_cache import PromptCache
 from runtime.settings import apply_settings
 
 
@@ -71,17 +73,17 @@ def test_set_changes_and_shows_settings(chat, capsys):
 
 def test_set_changes_the_policy_too(chat, engine, capsys):
     policy = engine.policy
-    chat.handle("/set temperature=0.25;base_budget=4096;capacity=2048")
-    assert engine.policy == policy.changed("base_budget=4096;capacity=2048")
+    chat.handle("/set temperature=0.25;base_budget=4096;capacity=512")
+    assert engine.policy == policy.changed("base_budget=4096;capacity=512")
     chat.handle("/set")
     shown = capsys.readouterr().out
-    assert "temperature=0.25;" in shown and ";base_budget=4096;" in shown and ";capacity=2048;" in shown
+    assert "temperature=0.25;" in shown and ";base_budget=4096;" in shown and ";capacity=512;" in shown
     assert "segment_size" not in shown  # cannot be set
     for bad in ("temperature=0.75;capacity=1", "temperature=0.75;segment_size=64"):
         with pytest.raises(UserError):
             chat.handle(f"/set {bad}")
     assert chat._sampling.temperature == 0.25  # nothing of a text with a mistake counts
-    engine.set_policy("base_budget=2048;capacity=1024")
+    engine.set_policy("base_budget=2048;capacity=2048")
     assert engine.policy == policy
 
 
@@ -150,3 +152,38 @@ def test_command_line(toy_dist, tmp_path):
     done = run_chat(tmp_path / "none", b"")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == f"error: no model folder at {tmp_path / 'none'}: make one with compile.py\n"
+
+
+def test_every_conversation_begins_with_the_document(engine, tmp_path, monkeypatch):
+    chat = Chat(engine, "the lazy dog\n\n", PromptCache(engine, tmp_path / "cache"))
+    prompts = []
+    generate = engine.generate
+    monkeypatch.setattr(engine, "generate", lambda p, *a, **k: (prompts.append(p), generate(p, *a, **k))[1])
+    for line in ("fox", "over", "/reset", "quick"):
+        chat.handle(line)
+    first, second, third = (engine.tokenizer.decode(ids) for ids in prompts[::2])  # each is checked, then answered
+    assert "user\nthe lazy dog\n\nfox" in first and second.count("lazy") == 1 and "user\nover" in second
+    assert "user\nthe lazy dog\n\nquick" in third
+    assert chat._last_usage.cached_tokens > 4
+
+
+TERMINATED = """
+import os, signal
+from runtime import chat, library
+prefill = library.ModelLibrary.prefill
+
+def prefill_and_kill(self, *args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return prefill(self, *args)
+
+library.ModelLibrary.prefill = prefill_and_kill
+chat.app()
+"""
+
+
+def test_terminated_chat_saves_what_it_has(toy_dist, tmp_path):
+    path = tmp_path / "cache"
+    command = [sys.executable, "-c", TERMINATED, str(toy_dist / "Toy-q0f32-MLC"), "--cache", str(path)]
+    done = subprocess.run(command, input=b"the quick brown fox jumps over the lazy dog\nnever\n", capture_output=True)
+    assert done.returncode == 128 + signal.SIGTERM and b"never" not in done.stdout
+    assert f"cache: {CHUNK} tokens saved in {path}".encode() in done.stderr and path.is_file()
