@@ -15,12 +15,14 @@ from tir_kernels.cpu.isa import VectorISA
 from tir_kernels.cpu.observe import observe
 from tir_kernels.cpu.rope_append import rope_append
 from tir_kernels.cpu.rope_table import rope_table
+from tir_kernels.cpu.row_tiles import row_tiles
 from tir_kernels.cpu.select_blocks import select_blocks
 from tir_kernels.rope_scaling import inv_freq
 
 from .attention_spec import FUSED_ATTENTION, AttentionSpec, attention_spec
 from .cache_tables import CacheTables, LayerTables
 from .dispatch_kv_cache_creation import PAGE_SIZE
+from .select_rows_early import chosen_rows
 
 # Work items of a single-sequence decode step: enough to balance 8 threads, and few beside the work of a page.
 DECODE_TASKS = 32
@@ -37,6 +39,9 @@ class ExplicitAttention:
     - ``attention_prefill`` in other functions, if the prefill policy is dense or the layer is below layer_skip;
     - else observe -> select -> attend: ``block_representatives``, ``observe``, ``select_blocks`` and
       ``attention_gated``, on the tables of ``kv_cache_gate`` (once a function) and ``kv_cache_layer_gate``.
+
+    Where only some rows of a layer's attention are read (SelectRowsEarly has moved their choice there), it is computed
+    for those: ``row_tiles`` takes the place of the step's tiles.
 
     If the decode policy compresses, ``rope_append`` also keeps the queries of the observation window
     (``kv_cache_window``).
@@ -80,9 +85,11 @@ class _Rewriter(PyExprMutator):
     def rewrite(self, func: relax.Function) -> relax.Function:
         self.is_decode = _is_decode(func)
         self.tables = self.gate = None
+        self.chosen_rows = chosen_rows(func)
         return self.visit_expr(func)
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
+        rows = self.chosen_rows.get(call)
         call = super().visit_call_(call)
         if call.op != tvm.ir.Op.get("relax.call_dps_packed") or call.args[0].global_symbol != FUSED_ATTENTION:
             return call
@@ -98,8 +105,9 @@ class _Rewriter(PyExprMutator):
         elif self.policy.prefill == "dense" or int(layer.value) < self.policy.layer_skip:
             attend = self._kernel(attention_prefill, **self.heads, sm_scale=float(sm_scale.value))
         else:
-            return self._emit_gated_attention(layer, float(sm_scale.value), tables, q)
-        return relax.call_tir(attend, self._attention_args(tables, q, self.step.tiles), q.ty)
+            return self._emit_gated_attention(layer, float(sm_scale.value), tables, q, rows)
+        tiles = self.step.tiles if rows is None else self._emit_row_tiles(rows)
+        return relax.call_tir(attend, self._attention_args(tables, q, tiles), q.ty)
 
     def _kernel(self, factory: Callable, **static) -> tvm.ir.GlobalVar:
         key = (factory, tuple(static.items()))
@@ -142,12 +150,20 @@ class _Rewriter(PyExprMutator):
         q, k_pages, v_pages = self._emit_inplace(kernel, [*args, *inplace], positions, types)[:3]
         return LayerTables(k_pages, v_pages, *list(vars(tables).values())[2:]), q
 
+    def _emit_row_tiles(self, rows: relax.Expr, segments: relax.Expr | None = None) -> relax.Expr:
+        """Tiles of the wanted rows, as attention_gated takes them if there are segments, else as attention_prefill."""
+        gated = segments is not None
+        kernel = self.builder_.add_func(row_tiles(self.policy.segment_size if gated else None), "row_tiles")
+        args = [self.visit_expr(rows), self.step.query_indptr, *([segments] if gated else [])]
+        out = relax.TensorType((rows.ty.shape[0], 4 if gated else 2), "int32")
+        return self.builder_.emit(relax.call_tir(kernel, args, out), "row_tiles")
+
     def _attention_args(self, tables: LayerTables, q: relax.Expr, tiles: relax.Expr) -> list[relax.Expr]:
         lists = [tables.page_indptr, tables.page_indices, tables.kv_lengths]
         return [q, tables.k_pages, tables.v_pages, self.step.query_indptr, tiles, *lists]
 
     def _emit_gated_attention(
-        self, layer: relax.Expr, sm_scale: float, tables: LayerTables, q: relax.Expr
+        self, layer: relax.Expr, sm_scale: float, tables: LayerTables, q: relax.Expr, rows: relax.Expr | None
     ) -> relax.Expr:
         policy = self.policy
         is_first_layer = self.gate is None
@@ -179,5 +195,6 @@ class _Rewriter(PyExprMutator):
         gate.block_counts, gate.block_lists = self._emit_inplace(kernel, args, [4, 5], types)
 
         attend = self._kernel(attention_gated, **self.heads, **self.segments, sm_scale=sm_scale)
-        args = self._attention_args(tables, q, gate.gated_tiles)
+        tiles = gate.gated_tiles if rows is None else self._emit_row_tiles(rows, gate.segments)
+        args = self._attention_args(tables, q, tiles)
         return relax.call_tir(attend, [*args, gate.segments, gate.block_counts, gate.block_lists], q.ty)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import IRModule, relax, te
@@ -29,6 +30,25 @@ class SelectRowsEarly:
             if isinstance(func, relax.Function) and (choice := _find_choice(func)) is not None:
                 rewriter.builder_.update_func(var, rewriter.rewrite(func, choice))
         return relax.transform.DeadCodeElimination()(rewriter.builder_.get())
+
+
+def chosen_rows(func: relax.Function) -> dict[relax.Expr, relax.Expr]:
+    """The calls of a function of whose result [n, ...] only some rows are read, with the int32 [b] of these rows.
+
+    Rows may be beyond the last one, which then is meant.
+    """
+    values = {binding.var: binding.value for binding in bindings_of(func)}
+    users, found = users_of(func), {}
+    for value in values.values():
+        if _selection(value) is None:
+            continue
+        source = _source(value)
+        while is_call(values.get(source), "relax.reshape") and len(users[source]) == 1:
+            source = values[source].args[0]
+        if isinstance(values.get(source), relax.Call) and len(users[source]) == 1:
+            last = relax.const(np.array([2**31 - 1]), "int32")
+            found[values[source]] = value.args[1] if is_call(value, "relax.take") else last
+    return found
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,54 @@ def test_gated_layers_share_the_work_space():
     assert_main_equals(after, main)
 
 
+@pytest.mark.parametrize(
+    "prefill, attend, columns", [("dense", "attention_prefill", 2), ("entropy", "attention_gated", 4)]
+)
+def test_a_layer_of_which_rows_are_taken_attends_for_these(prefill, attend, columns):
+    """The second layer's attention is read through a choice of rows only, the first one's as a whole."""
+
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((1, "n", 384), "bfloat16"), ids: R.Tensor(("b",), "int32"), kv: R.Any):
+            n = T.int64()
+            with R.dataflow():
+                qkv = R.reshape(x, (n, 12, 32))
+                a = R.call_dps_packed(
+                    "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
+                    (kv, R.prim_value(0), R.prim_value(T.float64(0.25)), qkv),
+                    out_ty=R.Tensor((n, 8, 32), "bfloat16"),
+                )
+                b = R.call_dps_packed(
+                    "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
+                    (kv, R.prim_value(1), R.prim_value(T.float64(0.25)), qkv),
+                    out_ty=R.Tensor((n, 8, 32), "bfloat16"),
+                )
+                heads = R.reshape(b, (1, n, 256))
+                rows = R.take(heads, ids, axis=1, mode="clip")
+                both = (a, rows)
+                R.output(both)
+            return both
+
+    after = ExplicitAttention(ISA, make_policy(prefill, "full"))(merged(Module, creation_module()))
+    values = {binding.var: binding.value for binding in after["main"].body.blocks[0].bindings}
+    calls = {}
+    for value in values.values():
+        if isinstance(value, tvm.relax.Call) and value.op.name == "relax.call_tir":
+            name = value.args[0].name_hint
+            calls.setdefault(name, []).append(value)
+    tiles = [
+        call.args[1].fields[4] for name in ("attention_prefill", "attention_gated") for call in calls.get(name, [])
+    ]
+    (row_tiles,) = calls["row_tiles"]
+    assert attend in calls and len(tiles) == 2
+    assert isinstance(values[tiles[0]], tvm.relax.TupleGetItem)  # the step's
+    assert values[tiles[1]].same_as(row_tiles)
+    assert row_tiles.args[1].fields[0].same_as(after["main"].params[1])
+    assert row_tiles.args[1].fields[1].same_as(calls[attend][-1].args[1].fields[3])
+    assert int(row_tiles.ty.shape[1]) == columns
+
+
 def test_functions_without_attention_stay():
     @I.ir_module
     class Module:
