@@ -9,8 +9,7 @@ from tir_kernels.cpu.isa import VectorISA
 from tir_kernels.cpu.select_entries import select_entries
 from tir_kernels.cpu.window_scores import window_scores
 
-from .attention_spec import attention_spec, softmax_scale
-from .dispatch_kv_cache_creation import PAGE_SIZE
+from .attention_spec import PAGE_SIZE, attention_spec, softmax_scale
 
 
 @tvm.transform.module_pass(opt_level=0, name="AttachCompression")
@@ -31,6 +30,7 @@ class AttachCompression:
             "head_dim": spec.head_dim,
             "page_size": PAGE_SIZE,
             "dtype": spec.dtype,
+            "kv_dtype": self.policy.kv_dtype,
             "isa": self.isa,
         }
         scores = window_scores(

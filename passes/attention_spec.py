@@ -1,13 +1,17 @@
 """What the KV cache creation call of an MLC-style module says about its attention."""
 
 import json
+import math
 from dataclasses import dataclass
 
 import tvm
 from tvm import IRModule, relax, tirx
 
 from runtime.policy import Policy
+from tir_kernels.kv_pages import KVPages, stored_dtype
 
+# Entries of a physical page: four 16-lane vectors of keys, and little lost in pages that are partly filled.
+PAGE_SIZE = 64
 CREATION_FUNCTION = "create_paged_kv_cache"
 FUSED_ATTENTION = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"
 _CREATION_CALLEE = "mlc.create_paged_kv_cache_generic"
@@ -19,7 +23,7 @@ _ROPE_NORMAL = 1  # RopeMode.NORMAL: rotate q and k before k enters the cache
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Static facts of a module's attention; ``dtype`` is that of q, k, v and of the cache."""
+    """Static facts of a module's attention; ``dtype`` is that of q, k and v."""
 
     num_hidden_layers: int
     num_attention_heads: int
@@ -37,10 +41,15 @@ class AttentionSpec:
     def kv_bytes_per_token(self, policy: Policy) -> int:
         """Bytes of the cache that one token takes in all layers before compression: K, V, and the two representatives
         of its block where a prefill is gated. Rounded up."""
-        bytes_per_element = {"bfloat16": 2, "float32": 4}[self.dtype]
-        layer = self.num_key_value_heads * self.head_dim * bytes_per_element
+        heads = self.num_key_value_heads
+        entries = self.num_hidden_layers * heads * self.pages(policy).bytes_per_entry
+        representative = heads * self.head_dim * {"bfloat16": 2, "float32": 4}[self.dtype]
         gated_layers = 0 if policy.prefill == "dense" else self.num_hidden_layers - policy.layer_skip
-        return 2 * self.num_hidden_layers * layer + -(-2 * gated_layers * layer // policy.block_size)
+        return math.ceil(entries + 2 * gated_layers * representative / policy.block_size)
+
+    def pages(self, policy: Policy) -> KVPages:
+        """The pages of the cache."""
+        return KVPages(self.head_dim, PAGE_SIZE, stored_dtype(policy.kv_dtype, self.dtype))
 
 
 def creation_call(mod: IRModule) -> relax.Call:

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from tvm import relax, tirx
 
-from .attention_spec import AttentionSpec
+from runtime.policy import Policy
+from tir_kernels.kv_pages import KVPages
+
+from .attention_spec import PAGE_SIZE, AttentionSpec
 
 
 def _table(ndim: int, dtype: str = "int32") -> relax.TensorType:
@@ -70,22 +73,21 @@ class _Sized:
 class CacheTables:
     """Emits the calls for one function on ``builder``. Sizes that all layers share are matched once."""
 
-    def __init__(self, builder: relax.BlockBuilder, spec: AttentionSpec, page_size: int, kv_cache: relax.Expr) -> None:
+    def __init__(self, builder: relax.BlockBuilder, spec: AttentionSpec, policy: Policy, kv_cache: relax.Expr) -> None:
         self._builder = builder
         self._spec = spec
-        self._page_size = page_size
+        self._policy = policy
         self._kv_cache = kv_cache
-        self._pair = 2 if spec.dtype == "bfloat16" else 1
         self._sizes: dict[str, tirx.Var] = {}
 
     def step(self) -> StepTables:
         return StepTables(*self._call("kv_cache_step", [_table(1), _table(1), _table(2)], "step"))
 
     def layer(self, layer: relax.Expr) -> LayerTables:
-        spec, pair = self._spec, self._pair
-        k_pages = ("num_head_pages", spec.head_dim // pair, self._page_size, pair)
-        v_pages = ("num_head_pages", self._page_size // pair, spec.head_dim, pair)
-        types = [*(_Sized(shape, spec.dtype) for shape in (k_pages, v_pages)), _table(2), _table(2), _table(1)]
+        pages = self._spec.pages(self._policy)
+        k_pages = _Sized(pages.key_shape("num_head_pages"), pages.key_dtype)
+        v_pages = _Sized(pages.value_shape("num_head_pages"), pages.value_dtype)
+        types = [k_pages, v_pages, _table(2), _table(2), _table(1)]
         return LayerTables(*self._call("kv_cache_layer", [*types, _table(2)], "layer", layer))
 
     def window(self, layer: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
@@ -108,10 +110,11 @@ class CacheTables:
         ]
         return GateTables(*self._call("kv_cache_gate", types, "gate"))
 
-    def layer_gate(self, layer: relax.Expr, block_size: int) -> tuple[relax.Expr, relax.Expr]:
+    def layer_gate(self, layer: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
         """(representatives, float32 gates [B + S, G, 4]) of a layer."""
-        spec, pair = self._spec, self._pair
-        representatives = ("num_head_pages", spec.head_dim // pair, 2 * self._page_size // block_size, pair)
+        spec, columns = self._spec, 2 * PAGE_SIZE // self._policy.block_size
+        pair = KVPages(spec.head_dim, PAGE_SIZE, spec.dtype).pair
+        representatives = ("num_head_pages", spec.head_dim // pair, columns, pair)
         gates = ("num_gates", spec.num_key_value_heads, 4)
         types = [_Sized(representatives, spec.dtype), _Sized(gates, "float32")]
         return tuple(self._call("kv_cache_layer_gate", types, "layer_gate", layer))

@@ -3,10 +3,8 @@
 import tvm
 from tvm import IRModule, relax
 
-from .attention_spec import CREATION_FUNCTION, attention_spec, creation_sizes
+from .attention_spec import CREATION_FUNCTION, PAGE_SIZE, attention_spec, creation_sizes
 
-# Entries of a physical page: four 16-lane vectors of keys, and little lost in pages that are partly filled.
-PAGE_SIZE = 64
 NATIVE_FACTORY = "kv_cache_create"  # exported by runtime/native
 
 

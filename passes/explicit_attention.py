@@ -19,9 +19,8 @@ from tir_kernels.cpu.row_tiles import row_tiles
 from tir_kernels.cpu.select_blocks import select_blocks
 from tir_kernels.rope_scaling import inv_freq
 
-from .attention_spec import FUSED_ATTENTION, AttentionSpec, attention_spec
+from .attention_spec import FUSED_ATTENTION, PAGE_SIZE, AttentionSpec, attention_spec
 from .cache_tables import CacheTables, LayerTables
-from .dispatch_kv_cache_creation import PAGE_SIZE
 from .select_rows_early import chosen_rows
 
 # Work items of a single-sequence decode step: enough to balance 8 threads, and few beside the work of a page.
@@ -78,7 +77,8 @@ class _Rewriter(PyExprMutator):
             "page_size": PAGE_SIZE,
             "dtype": spec.dtype,
         }
-        self.kv_heads = {name: size for name, size in self.heads.items() if name != "num_attention_heads"}
+        self.stored_heads = self.heads | {"kv_dtype": policy.kv_dtype}
+        self.kv_heads = {name: size for name, size in self.stored_heads.items() if name != "num_attention_heads"}
         self.segments = {"segment_size": policy.segment_size, "block_size": policy.block_size}
         self.kernels: dict = {}
 
@@ -95,15 +95,17 @@ class _Rewriter(PyExprMutator):
             return call
         kv_cache, layer, sm_scale, qkv = call.args[1].fields
         if self.tables is None:
-            self.tables = CacheTables(self.builder_, self.spec, PAGE_SIZE, kv_cache)
+            self.tables = CacheTables(self.builder_, self.spec, self.policy, kv_cache)
             self.step = self.tables.step()
             self.cos_sin = self._emit_rope_table(qkv.ty.shape[0])
         tables, q = self._emit_append(layer, qkv)
         if self.is_decode:
             splits = max(1, DECODE_TASKS // self.spec.num_key_value_heads)
-            attend = self._kernel(attention_decode, **self.heads, sm_scale=float(sm_scale.value), num_splits=splits)
+            attend = self._kernel(
+                attention_decode, **self.stored_heads, sm_scale=float(sm_scale.value), num_splits=splits
+            )
         elif self.policy.prefill == "dense" or int(layer.value) < self.policy.layer_skip:
-            attend = self._kernel(attention_prefill, **self.heads, sm_scale=float(sm_scale.value))
+            attend = self._kernel(attention_prefill, **self.stored_heads, sm_scale=float(sm_scale.value))
         else:
             return self._emit_gated_attention(layer, float(sm_scale.value), tables, q, rows)
         tiles = self.step.tiles if rows is None else self._emit_row_tiles(rows)
@@ -136,7 +138,7 @@ class _Rewriter(PyExprMutator):
         """(tables of the layer with its new pages, q [n, H, d] after RoPE)."""
         tables = self.tables.layer(layer)
         keeps_window = self.policy.decode != "full"
-        kernel = self._kernel(rope_append, **self.heads, rotary_dim=self.spec.rotary_dim, window=keeps_window)
+        kernel = self._kernel(rope_append, **self.stored_heads, rotary_dim=self.spec.rotary_dim, window=keeps_window)
         q_type = relax.TensorType((qkv.ty.shape[0], self.spec.num_attention_heads, self.spec.head_dim), self.spec.dtype)
         pages = [tables.k_pages, tables.v_pages]
         args = [qkv, self.cos_sin, tables.append_slots]
@@ -170,7 +172,7 @@ class _Rewriter(PyExprMutator):
         if is_first_layer:
             self.gate = self.tables.gate()
         gate = self.gate
-        representatives, gates = self.tables.layer_gate(layer, policy.block_size)
+        representatives, gates = self.tables.layer_gate(layer)
         kernel = self._kernel(block_representatives, **self.kv_heads, block_size=policy.block_size)
         lists = [tables.page_indptr, tables.page_indices]
         args = [tables.k_pages, *lists, tables.kv_lengths, gate.block_ranges, representatives]
@@ -194,7 +196,7 @@ class _Rewriter(PyExprMutator):
         types = [gate.block_counts.ty, gate.block_lists.ty]
         gate.block_counts, gate.block_lists = self._emit_inplace(kernel, args, [4, 5], types)
 
-        attend = self._kernel(attention_gated, **self.heads, **self.segments, sm_scale=sm_scale)
+        attend = self._kernel(attention_gated, **self.stored_heads, **self.segments, sm_scale=sm_scale)
         tiles = gate.gated_tiles if rows is None else self._emit_row_tiles(rows, gate.segments)
         args = self._attention_args(tables, q, tiles)
         return relax.call_tir(attend, [*args, gate.segments, gate.block_counts, gate.block_lists], q.ty)

@@ -130,6 +130,9 @@ class Policy:
     compress_when, default "always"
         "always", or "pressure": only when the cache runs out of pages, and then no more than is missing and
         slack, as long as that is above capacity. Not in the paper.
+    kv_dtype, default "model"
+        What the cache holds: "model", keys and values in the dtype of the model; "int8", in 8-bit integers with a scale
+        each, half the memory of bfloat16. Not in the paper.
 
     Raises
     ------
@@ -163,6 +166,7 @@ class Policy:
     sinks: int = 4
     slack: int = 256
     compress_when: str = "always"
+    kv_dtype: str = "model"
 
     def __post_init__(self) -> None:
         check_policy(asdict(self), {"prefill": tuple(PREFILL_POLICIES), "decode": tuple(DECODE_POLICIES)})
@@ -206,8 +210,12 @@ class Policy:
         return cls(**_values(values))
 
     def cache_text(self) -> str:
-        """``k=v;k=v`` for ``kv_cache_create`` and ``kv_cache_configure``: all but what only kernels need to know."""
-        return ";".join(f"{name}={value}" for name, value in asdict(self).items() if name not in _KERNEL_FIELDS)
+        """``k=v;k=v`` for ``kv_cache_create`` and ``kv_cache_configure``: all but what only kernels need to know.
+
+        kv_dtype is left out where it is the default, which libraries from before it know no other than.
+        """
+        unknown = {*_KERNEL_FIELDS, *(["kv_dtype"] if self.kv_dtype == "model" else [])}
+        return ";".join(f"{name}={value}" for name, value in asdict(self).items() if name not in unknown)
 
 
 def make_policy(prefill: str = "entropy", decode: str = "latent", overrides: str = "") -> Policy:

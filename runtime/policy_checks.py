@@ -17,6 +17,7 @@ _CHOICES = {
     "rigid_form": ("online", "prompt"),
     "pooling": ("average", "max"),
     "compress_when": ("always", "pressure"),
+    "kv_dtype": ("model", "int8"),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "segment_size": (_PAGE_SIZE, _LARGEST),

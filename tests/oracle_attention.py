@@ -4,6 +4,7 @@ Nothing is removed here: an entry that a policy drops is masked out. So position
 are those of the unchanged model.
 """
 
+import int8_entries
 import numpy as np
 import torch
 import transformers
@@ -57,6 +58,7 @@ class OracleModel:
     def _attend(self, module, query, key, value, attention_mask, scaling, **_):
         layer = module.layer_idx
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))  # [tokens, heads, d]
+        k, v = self._stored_keys(k), self._stored_values(v)
         before = self.queries.get(layer, q[:0])
         self.queries[layer] = np.concatenate([before, q])
         masks = self.visible.get(layer, [np.zeros(0, bool)] * k.shape[1])
@@ -68,6 +70,17 @@ class OracleModel:
         else:
             out = self._masked_attention(layer, q, k, v, scaling)
         return torch.from_numpy(out).to(query.dtype)[None], None
+
+    def _stored_keys(self, k: np.ndarray) -> np.ndarray:
+        if self.policy.kv_dtype == "model":
+            return k
+        return int8_entries.rotated(self._stored_values(int8_entries.rotated(k)))
+
+    def _stored_values(self, v: np.ndarray) -> np.ndarray:
+        if self.policy.kv_dtype == "model":
+            return v
+        codes, scales = int8_entries.quantized(v)
+        return codes * scales[..., None]
 
     def _masked_attention(self, layer, q, k, v, scaling):
         group, length = q.shape[1] // k.shape[1], len(k)
@@ -84,7 +97,7 @@ class OracleModel:
         policy = self.policy
         tail = max(policy.window, 64)
         for layer, masks in self.visible.items():
-            k = self.cache.layers[layer].keys[0].transpose(0, 1).double().numpy()
+            k = self._stored_keys(self.cache.layers[layer].keys[0].transpose(0, 1).double().numpy())
             held = [np.flatnonzero(mask) for mask in masks]
             if policy.decode == "streaming":
                 kept = [

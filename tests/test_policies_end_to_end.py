@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tvm
 from compiled_model import compile_model
 from oracle_attention import OracleModel
 from reference import hf_model, named_weights, tiny
@@ -141,3 +142,38 @@ def test_a_conversation_that_outgrows_its_memory_goes_on(library, decode):
                 held = small.held_positions(layer, head)
                 assert (np.diff(held) > 0).all() and held[-64:].tolist() == list(range(end - 64, end))
         assert 96 < small.num_held_entries <= 320 + 128  # a cache has two pages beside what is asked for
+
+
+def check_stored_entries(actual: CachedSequence, expected: OracleModel) -> None:
+    """What the cache gives back of the prompt: the first layer's entries are those of the oracle to a code's step."""
+    shape = (CONFIG.num_hidden_layers, len(PROMPT), CONFIG.num_key_value_heads, CONFIG.head_dim)
+    found = [tvm.runtime.tensor(np.zeros(shape, np.float32)) for _ in range(2)]
+    tvm.get_global_func("vm.builtin.attention_kv_cache_debug_get_kv")(actual._kv.handle, 0, 0, len(PROMPT), *found)
+    layer = expected.cache.layers[0]
+    exact = [x[0].transpose(0, 1).double().numpy() for x in (layer.keys, layer.values)]
+    for tensor, stored in zip(found, (expected._stored_keys(exact[0]), expected._stored_values(exact[1]))):
+        np.testing.assert_allclose(tensor.numpy()[0], stored, rtol=0, atol=1.01 / 127 * np.abs(stored).max())
+
+
+@pytest.mark.parametrize(
+    "target, relative",
+    [
+        # Entries are unpacked: what is left beside float32 are codes that fall on the other side of a tie.
+        pytest.param("llvm -mcpu=haswell", 2e-3, id="unpacked"),
+        # Where there is an 8-bit dot product, queries and weights have 8 bits too: half a step of max|q| / 127 (about
+        # 2.5 standard deviations, so 0.6 % of a query) and 1/510 of a weight. Softmax makes differences of scores, of a
+        # size around 1, to ratios of weights: 1 % a layer, and 3 layers.
+        pytest.param("llvm", 3e-2, id="host"),
+    ],
+)
+def test_8_bit_cache(weights, tmp_path, target, relative):
+    """Gated prefill, decode and a compression over 8-bit entries, against an oracle that rounds entries alike."""
+    policy = make_policy("entropy", "latent", f"{GATE};capacity=96;slack=24;window=32;decode_gap=16;kv_dtype=int8")
+    model = compile_model(CONFIG, weights, "q0f32", tmp_path, target, policy=policy)
+    actual, expected = sequence(model), oracle(policy)
+    logits = expected.prefill(PROMPT)
+    assert_close(values(actual.prefill(PROMPT)), logits, relative)
+    check_stored_entries(actual, expected)
+    for token_id in ANSWER[:40]:
+        assert_close(values(actual.decode(token_id)), expected.decode(token_id), relative)
+    assert expected.is_compressed and actual.num_held_entries < 200

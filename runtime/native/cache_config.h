@@ -13,11 +13,9 @@ struct CacheConfig {
   int64_t num_layers, num_attention_heads, num_key_value_heads, head_dim, page;
   DLDataType dtype;
 
-  // k-elements that lie next to each other in the pools: 2 of bfloat16, 1 of float32.
+  // Elements of the model's dtype in a 32-bit word.
   int64_t pair() const { return 32 / dtype.bits; }
   int64_t bytes_per_element() const { return dtype.bits / 8; }
-  // Elements of one page of one KV head, in the K pool and in the V pool alike.
-  int64_t head_page_elements() const { return page * head_dim; }
   // Most tokens of one step: temporary memory of the compiled functions is bounded by it.
   int64_t max_step_tokens() const { return std::max(prefill_chunk, max_batch); }
 

@@ -5,41 +5,42 @@
 
 #include "cache_config.h"
 #include "memory.h"
+#include "page_format.h"
 #include "policy.h"
 #include "sequence.h"
 
 namespace entropy_mlc {
 
-// A page holds `page` entries of one KV head; head page id = page id * num_key_value_heads + head. With P = pair():
-//   k_pages [num_head_pages, head_dim / P, page, P]   element (entry t, dim c) at [hp, c / P, t, c % P]
-//   v_pages [num_head_pages, page / P, head_dim, P]   element (entry t, dim c) at [hp, t / P, c, t % P]
-// Layers that a sparse prefill chooses blocks in (block_size b) have a third pool, of the page's blocks of b keys:
+// Head page id = page id * num_key_value_heads + head; what a page of K and of V is made of is page_format.h's matter.
+// Layers that a sparse prefill chooses blocks in (block_size b) have a third pool, of the page's blocks of b keys, with
+// P = pair() elements of the model's dtype in a 32-bit word:
 //   representatives [num_head_pages, head_dim / P, 2 * page / b, P]   column i: maximum of block i over its keys,
 //                                                                     column page / b + i: minimum
 // Entries past a sequence's length hold what was there before: kernels mask by length.
 class PageStore {
  public:
   PageStore(const CacheConfig& config, const Policy& policy, int64_t num_pages)
-      : config_(config), layer_skip_(policy.layer_skip) {
+      : config_(config), format_(config, policy), layer_skip_(policy.layer_skip) {
     int64_t head_pages = num_pages * config.num_key_value_heads;
     if (head_pages * config.page > INT32_MAX) {
       TVM_FFI_THROW(ValueError) << "A KV cache of " << num_pages * config.page << " entries for each of "
                                 << config.num_key_value_heads << " KV heads is too large for 32 bit slots; lower "
                                 << "max_total_seq_length.";
     }
-    int64_t P = config.pair(), d = config.head_dim, page = config.page;
-    size_t bytes = head_pages * config.head_page_elements() * config.bytes_per_element();
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      k_.push_back(TensorOver(std::make_shared<ReservedMemory>(bytes), {head_pages, d / P, page, P}, config.dtype));
-      v_.push_back(TensorOver(std::make_shared<ReservedMemory>(bytes), {head_pages, page / P, d, P}, config.dtype));
+      auto k = std::make_shared<ReservedMemory>(head_pages * format_.key_bytes());
+      auto v = std::make_shared<ReservedMemory>(head_pages * format_.value_bytes());
+      k_.push_back(TensorOver(std::move(k), format_.key_shape(head_pages), format_.key_dtype()));
+      v_.push_back(TensorOver(std::move(v), format_.value_shape(head_pages), format_.value_dtype()));
     }
     if (!policy.gates()) return;
+    int64_t P = config.pair(), d = config.head_dim, page = config.page;
     if (page % policy.block_size) {
       TVM_FFI_THROW(ValueError) << "The block_size " << policy.block_size << " of the KV cache policy does not divide "
                                 << "its page of " << page << " entries.";
     }
     columns_ = 2 * page / policy.block_size;
-    bytes = head_pages * columns_ * d * config.bytes_per_element();
+    size_t bytes = head_pages * columns_ * d * config.bytes_per_element();
     for (int64_t layer = layer_skip_; layer < config.num_layers; ++layer) {
       auto memory = std::make_shared<ReservedMemory>(bytes);
       representatives_.push_back(TensorOver(memory, {head_pages, d / P, columns_, P}, config.dtype));
@@ -53,16 +54,16 @@ class PageStore {
 
   // All heads of a page lie next to each other, so a page is one copy a pool.
   void CopyPage(int32_t source, int32_t destination) {
-    auto copy = [&](const std::vector<Tensor>& pools, int64_t head_page_elements) {
-      size_t bytes = config_.num_key_value_heads * head_page_elements * config_.bytes_per_element();
+    auto copy = [&](const std::vector<Tensor>& pools, size_t head_page_bytes) {
+      size_t bytes = config_.num_key_value_heads * head_page_bytes;
       for (const Tensor& pool : pools) {
         char* data = static_cast<char*>(pool.data_ptr());
         std::memcpy(data + destination * bytes, data + source * bytes, bytes);
       }
     };
-    copy(k_, config_.head_page_elements());
-    copy(v_, config_.head_page_elements());
-    copy(representatives_, columns_ * config_.head_dim);
+    copy(k_, format_.key_bytes());
+    copy(v_, format_.value_bytes());
+    copy(representatives_, columns_ * config_.head_dim * config_.bytes_per_element());
   }
 
   // One head page of a compressed sequence, whose representatives nobody reads.
@@ -91,34 +92,26 @@ class PageStore {
   // Copies the entries of tokens [begin, end), which every head of the sequence has, to compact host tensors
   // k, v [num_layers, end - begin, num_key_value_heads, head_dim].
   void ReadEntries(const Sequence& sequence, int64_t begin, int64_t end, void* k, void* v) const {
-    if (config_.bytes_per_element() == 2) {
-      ReadEntriesAs(sequence, begin, end, static_cast<uint16_t*>(k), static_cast<uint16_t*>(v));
-    } else {
-      ReadEntriesAs(sequence, begin, end, static_cast<uint32_t*>(k), static_cast<uint32_t*>(v));
-    }
-  }
-
- private:
-  template <typename T>
-  void ReadEntriesAs(const Sequence& sequence, int64_t begin, int64_t end, T* k, T* v) const {
-    int64_t P = config_.pair(), d = config_.head_dim, page = config_.page, heads = config_.num_key_value_heads;
+    char *k_out = static_cast<char*>(k), *v_out = static_cast<char*>(v);
+    int64_t page = config_.page, heads = config_.num_key_value_heads;
+    int64_t entry_bytes = config_.head_dim * config_.bytes_per_element();
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-      const T* k_pool = static_cast<const T*>(k_[layer].data_ptr());
-      const T* v_pool = static_cast<const T*>(v_[layer].data_ptr());
+      const char* k_pool = static_cast<const char*>(k_[layer].data_ptr());
+      const char* v_pool = static_cast<const char*>(v_[layer].data_ptr());
       for (int64_t token = begin; token < end; ++token) {
-        for (int64_t head = 0; head < heads; ++head) {
-          int64_t entry = sequence.entries(layer, head) - (sequence.length - token), t = entry % page;
-          int64_t base = sequence.head_page(layer, head, entry / page, heads) * config_.head_page_elements();
-          for (int64_t c = 0; c < d; ++c) {
-            *k++ = k_pool[base + (c / P) * page * P + t * P + c % P];
-            *v++ = v_pool[base + (t / P) * d * P + c * P + t % P];
-          }
+        for (int64_t head = 0; head < heads; ++head, k_out += entry_bytes, v_out += entry_bytes) {
+          int64_t entry = sequence.entries(layer, head) - (sequence.length - token);
+          int64_t head_page = sequence.head_page(layer, head, entry / page, heads);
+          format_.ReadKey(k_pool + head_page * format_.key_bytes(), entry % page, k_out);
+          format_.ReadValue(v_pool + head_page * format_.value_bytes(), entry % page, v_out);
         }
       }
     }
   }
 
+ private:
   CacheConfig config_;
+  PageFormat format_;
   int64_t layer_skip_;
   int64_t columns_ = 0;  // of a head page of representatives
   std::vector<Tensor> k_, v_, representatives_;

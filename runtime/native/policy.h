@@ -19,6 +19,7 @@ struct Policy {
   int64_t block_size = 8;         // entries, divides 64
   int64_t layer_skip = 1;         // first layers that stay dense
   int64_t window = 32;            // newest queries that are kept to score entries
+  std::string kv_dtype = "model";  // model, int8
 
   // May change at run time.
   int64_t threshold_len = 4096;  // segments that start below this position stay dense
@@ -65,6 +66,7 @@ struct Policy {
     changed.RequireSame("block_size", changed.block_size, block_size);
     changed.RequireSame("layer_skip", changed.layer_skip, layer_skip);
     changed.RequireSame("window", changed.window, window);
+    changed.RequireSame("kv_dtype", changed.kv_dtype, kv_dtype);
     if (!can_compress) RequireSame("decode", changed.decode, decode);
     return changed;
   }
@@ -74,7 +76,8 @@ struct Policy {
   template <typename Visit>
   bool AnyField(Visit visit) {
     return visit("prefill", prefill) || visit("segment_size", segment_size) || visit("block_size", block_size) ||
-           visit("layer_skip", layer_skip) || visit("window", window) || visit("threshold_len", threshold_len) ||
+           visit("layer_skip", layer_skip) || visit("window", window) || visit("kv_dtype", kv_dtype) ||
+           visit("threshold_len", threshold_len) ||
            visit("base_budget", base_budget) || visit("entropy_threshold", entropy_threshold) ||
            visit("delta_t", delta_t) || visit("alpha", alpha) || visit("max_budget_factor", max_budget_factor) ||
            visit("keep_first", keep_first) || visit("keep_recent", keep_recent) || visit("decode", decode) ||
@@ -124,6 +127,7 @@ struct Policy {
     Require(one_of(prefill, {"dense", "entropy", "critiprefill"}), "prefill must be dense, entropy or critiprefill");
     Require(one_of(decode, {"full", "latent", "snapkv", "adakv", "streaming"}),
             "decode must be full, latent, snapkv, adakv or streaming");
+    Require(one_of(kv_dtype, {"model", "int8"}), "kv_dtype must be model or int8");
     Require(one_of(pooling, {"average", "max"}), "pooling must be average or max");
     Require(one_of(compress_when, {"always", "pressure"}), "compress_when must be always or pressure");
     Require(segment_size > 0 && segment_size % 64 == 0 && segment_size <= INT32_MAX,

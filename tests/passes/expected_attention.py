@@ -13,9 +13,10 @@ def table(ndim: int, dtype: str = "int32"):
 class ExpectedFunction:
     """Builds the rewritten ``main`` of ``before(rows)`` by hand; it calls the kernels of ``after``."""
 
-    def __init__(self, after: tvm.IRModule, keeps_window: bool, batch_shape):
+    def __init__(self, after: tvm.IRModule, keeps_window: bool, batch_shape, int8_pages: bool):
         self.after = after
         self.keeps_window = keeps_window
+        self.int8_pages = int8_pages
         self.builder = relax.BlockBuilder()
         self.n = tvm.tirx.Var("n", "int64")
         self.x = relax.Var("x", relax.TensorType(batch_shape(self.n), "bfloat16"))
@@ -50,6 +51,8 @@ class ExpectedFunction:
 
     def append(self, layer, qkv):
         pages = [(("pages", 16, 64, 2), "bfloat16"), (("pages", 32, 32, 2), "bfloat16")]
+        if self.int8_pages:
+            pages = [(("pages", 9, 64, 4), "uint8"), (("pages", 18, 32, 4), "int8")]
         k, v, slots, *lists = self.ask(
             "kv_cache_layer", [*pages, table(2), table(2), table(1), table(2)], relax.prim_value(layer)
         )

@@ -90,6 +90,8 @@ def test_spec_is_read_from_the_creation_call():
     assert spec == AttentionSpec(6, 8, 2, 32, 32, 10000.0, '{"rope_type": "linear", "factor": 2.0}', "bfloat16")
     assert spec.rope_scaling_dict == {"rope_type": "linear", "factor": 2.0}
     assert spec.kv_bytes_per_token(make_policy("dense", "latent")) == 2 * 6 * 2 * 32 * 2
+    # 8-bit keys and values, and a float32 for each; the scales of 64 values take two rows of 32 words.
+    assert spec.kv_bytes_per_token(make_policy("dense", "full", "kv_dtype=int8")) == 6 * 2 * (32 + 4 + 32 + 4)
     # A maximum and a minimum of 2 heads of 32 dimensions for each block of 16 tokens in 5 layers.
     assert spec.kv_bytes_per_token(make_policy("entropy", "full", "block_size=16")) == 1536 + 2 * 5 * 2 * 32 * 2 // 16
 

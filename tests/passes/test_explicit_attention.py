@@ -72,7 +72,7 @@ def rewrite(rows: int | None, policy):
     """(module after the pass, what builds its expected ``main``)."""
     after = ExplicitAttention(ISA, policy)(before(rows))
     shape = (lambda n: (1, n, 384)) if rows is None else (lambda n: (n, 1, 384))
-    return after, ExpectedFunction(after, policy.decode != "full", shape)
+    return after, ExpectedFunction(after, policy.decode != "full", shape, policy.kv_dtype == "int8")
 
 
 def kernel_names(mod: tvm.IRModule) -> set[str]:
@@ -96,9 +96,9 @@ def test_one_token_a_sequence_takes_the_decode_kernel(prefill, decode):
     assert kernel_names(after) == {"rope_table", "rope_append", "attention_decode"}
 
 
-@pytest.mark.parametrize("decode", ["full", "latent"])
-def test_gated_prefill_keeps_the_skipped_layer_dense(decode):
-    after, expected = rewrite(None, make_policy("entropy", decode))
+@pytest.mark.parametrize("decode, settings", [("full", ""), ("latent", ""), ("latent", "kv_dtype=int8")])
+def test_gated_prefill_keeps_the_skipped_layer_dense(decode, settings):
+    after, expected = rewrite(None, make_policy("entropy", decode, settings))
     main = expected.build(
         lambda qkv: expected.dense("attention_prefill", 0, qkv), lambda qkv: expected.gated(1, qkv, "observe")
     )

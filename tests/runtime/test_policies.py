@@ -67,14 +67,17 @@ def test_any_pair_survives_json(prefill, decode, alpha):
 
 
 def test_cache_text_has_what_the_cache_object_knows():
-    pairs = dict(pair.split("=") for pair in make_policy("critiprefill", "snapkv").cache_text().split(";"))
+    pairs = dict(
+        pair.split("=") for pair in make_policy("critiprefill", "snapkv", "kv_dtype=int8").cache_text().split(";")
+    )
     # The list of kv_cache_create.
     names = (
         "prefill decode segment_size block_size threshold_len base_budget entropy_threshold delta_t alpha"
         " max_budget_factor keep_first keep_recent layer_skip capacity window decode_gap pooling pooling_kernel"
-        " adaptive_alpha sinks slack compress_when"
+        " adaptive_alpha sinks slack compress_when kv_dtype"
     ).split()
     assert sorted(pairs) == sorted(names)
+    assert "kv_dtype" not in make_policy().cache_text()  # libraries from before it still load
     assert (pairs["prefill"], pairs["decode_gap"], float(pairs["entropy_threshold"])) == ("critiprefill", "-1", 1e-5)
 
 
@@ -97,6 +100,7 @@ def test_cache_text_has_what_the_cache_object_knows():
         ("sinks=2000", "sinks=2000 is not allowed: it must be at most 1984"),
         ("alpha=nan", "alpha=nan is not allowed"),
         ("max_budget_factor=0.5", "max_budget_factor=0.5 is not allowed"),
+        ("kv_dtype=int4", "kv_dtype=int4 is not allowed: choose from model, int8"),
         ("pooling=median", "pooling=median is not allowed: choose from average, max"),
         ("window=2.5", "window=2.5 is not allowed: it must be a whole number"),
         ("delta_t=much", "delta_t=much is not allowed: it must be a number"),

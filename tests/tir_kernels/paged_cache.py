@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import int8_entries
 import ml_dtypes
 import numpy as np
 
@@ -38,7 +39,8 @@ def unpack_values(v_pages: np.ndarray) -> np.ndarray:
 class PagedCache:
     """Random K and V of a batch in shuffled pages; every entry outside the sequences is NaN.
 
-    ``keys[h][b]`` and ``values[h][b]`` are the float64 contents [kv_lengths[h, b], d], rounded to the model dtype.
+    ``keys[h][b]`` and ``values[h][b]`` are the float64 contents [kv_lengths[h, b], d], rounded as they are stored.
+    ``value_scales[h][b]`` [kv_lengths[h, b]] are those of 8-bit values, else None.
     """
 
     keys: list[list[np.ndarray]]
@@ -48,17 +50,22 @@ class PagedCache:
     page_indptr: np.ndarray
     page_indices: np.ndarray
     kv_lengths: np.ndarray
+    value_scales: list[list[np.ndarray]] | None = None
 
 
-def random_cache(rng: np.random.Generator, kv_lengths, head_dim: int, page_size: int, dtype: str) -> PagedCache:
+def random_cache(
+    rng: np.random.Generator, kv_lengths, head_dim: int, page_size: int, dtype: str, kv_dtype: str = "model"
+) -> PagedCache:
     """A cache for ``kv_lengths`` [G, B] with three unused pages."""
     shapes = [[(length, head_dim) for length in row] for row in np.asarray(kv_lengths).tolist()]
     contents = [[[rng.standard_normal(shape) for _ in range(2)] for shape in row] for row in shapes]
     keys, values = ([[pair[i] for pair in row] for row in contents] for i in range(2))
-    return paged_cache(rng, keys, values, page_size, dtype)
+    return paged_cache(rng, keys, values, page_size, dtype, kv_dtype)
 
 
-def paged_cache(rng: np.random.Generator, keys, values, page_size: int, dtype: str) -> PagedCache:
+def paged_cache(
+    rng: np.random.Generator, keys, values, page_size: int, dtype: str, kv_dtype: str = "model"
+) -> PagedCache:
     """A cache with ``keys[h][b]`` and ``values[h][b]`` [length, d], rounded to ``dtype``, and three unused pages."""
     kv_lengths = np.array([[len(k) for k in row] for row in keys], np.int32)
     counts = -(-kv_lengths // page_size)
@@ -81,8 +88,32 @@ def paged_cache(rng: np.random.Generator, keys, values, page_size: int, dtype: s
         [[data.astype(NUMPY_DTYPE[dtype]).astype(np.float64) for data in row] for row in contents]
         for contents in (keys, values)
     )
+    if kv_dtype == "int8":
+        return _int8_cache(stored, page_indptr, page_indices, kv_lengths)
     k_pages, v_pages = pack_keys(stored[0], pair), pack_values(stored[1], pair)
     return PagedCache(keys, values, k_pages, v_pages, page_indptr, page_indices, kv_lengths)
+
+
+def _int8_cache(stored, page_indptr, page_indices, kv_lengths) -> PagedCache:
+    """``stored``: keys and values [pages, page, d]; where they are NaN, the scale is NaN and the codes are -128."""
+    keys, values = (x.astype(np.float32) for x in stored)
+    packed, contents = [], []
+    for x in (int8_entries.rotated(keys), values):
+        codes, scales = int8_entries.quantized(x)
+        packed.append((np.where(np.isnan(codes), -128, codes), scales))
+        contents.append(codes * scales[..., None].astype(np.float64))
+    contents[0] = int8_entries.rotated(contents[0])
+    contents.append(packed[1][1])
+
+    def of_sequence(tokens, h: int, b: int) -> np.ndarray:
+        pages = page_indices[page_indptr[h, b] : page_indptr[h, b + 1]]
+        return tokens[pages].reshape(-1, *tokens.shape[2:])[: kv_lengths[h, b]]
+
+    keys, values, scales = (
+        [[of_sequence(x, h, b) for b in range(kv_lengths.shape[1])] for h in range(len(kv_lengths))] for x in contents
+    )
+    pools = int8_entries.pack_keys(*packed[0]), int8_entries.pack_values(*packed[1])
+    return PagedCache(keys, values, *pools, page_indptr, page_indices, kv_lengths, scales)
 
 
 def query_tiles(query_lengths, tile: int = 64) -> np.ndarray:
@@ -96,27 +127,30 @@ class Attention:
 
     out [n, H, d]; spread [n, H, d] is the softmax-weighted mean of abs(v), what a relative error of the weights
     multiplies; magnitude [n, H] is the largest sum of abs(q k) of a row times sm_scale, what a relative error of its
-    products multiplies.
+    products multiplies. rounding [n, H, d] is the most that weights of 8 bits change: half a step, 1/255 of a page's
+    largest weight times its largest scale of a value, for every code of the page.
     """
 
     out: np.ndarray
     spread: np.ndarray
     magnitude: np.ndarray
+    rounding: np.ndarray
 
-    def error_bound(self, dtype: str, bf16_weights: bool) -> np.ndarray:
+    def error_bound(self, dtype: str, bf16_weights: bool, int8_weights: bool = False) -> np.ndarray:
         """What a kernel may differ from ``out``, [n, H, d].
 
         A score is a sum of d products in float32, then scaled and shifted by the maximum: absolute error at most
         (d + 4) 2**-24 magnitude, and the same relative error of its weight. exp2 adds 2e-7, for bfloat16 1e-4.
         Numerator and denominator both carry these; bfloat16 weights (2**-8) go into the numerator only. Both are sums
         over the context, by lane or by split: at most 5000 roundings one after the other for the lengths tested.
-        bfloat16 output adds 2**-8.
+        bfloat16 output adds 2**-8. 8-bit weights are products of two exp2, and are rounded. Entries that are not seen
+        may have weights of 2**-126, the least that some CPUs compute.
         """
         d = self.out.shape[-1]
         scores = (d + 4) * 2.0**-24 * self.magnitude[..., None]
-        weights = 2e-7 if dtype == "float32" else 1e-4
+        weights = 2e-4 if int8_weights else 2e-7 if dtype == "float32" else 1e-4
         relative = 2 * (scores + weights + 5000 * 2.0**-24) + (2.0**-8 if bf16_weights else 0)
-        bound = relative * self.spread
+        bound = relative * self.spread + (self.rounding if int8_weights else 0) + 1e-35
         return bound if dtype == "float32" else bound + 2.0**-8 * (np.abs(self.out) + bound)
 
 
@@ -126,14 +160,18 @@ def reference_attention(
     query_lengths,
     sm_scale: float,
     sees: Callable[[int, int], np.ndarray] | None = None,
+    page_size: int = 64,
+    own: Callable[[int, int], int] = lambda b, row: 0,
 ) -> Attention:
     """Attention of q [n, H, d]: causal, or of the entries ``sees(b, h)``, bool [new tokens, entries], of each sequence
     and kv head. The last new token of a sequence sees all of its entries in causal attention.
+
+    The visible entries of a row meet it a page at a time; a page ends before entry ``own(b, row)``.
     """
     num_key_value_heads = len(cache.keys)
     group = q.shape[1] // num_key_value_heads
     q = q.astype(np.float64)
-    result = Attention(np.empty(q.shape), np.empty(q.shape), np.empty(q.shape[:2]))
+    result = Attention(np.empty(q.shape), np.empty(q.shape), np.empty(q.shape[:2]), np.zeros(q.shape))
     row = 0
     for b, rows in enumerate(query_lengths):
         for h in range(num_key_value_heads):
@@ -148,5 +186,20 @@ def reference_attention(
             result.out[at] = weights @ values
             result.spread[at] = weights @ np.abs(values)
             result.magnitude[at] = (np.abs(q[at]) @ np.abs(keys).T).max(-1) * sm_scale
+            if cache.value_scales is not None:
+                scales = cache.value_scales[h][b]
+                for i in range(rows):
+                    places = np.flatnonzero(visible[i])
+                    first = np.searchsorted(places, own(b, i))
+                    for page in (*_pages(places[:first], page_size), *_pages(places[first:], page_size)):
+                        # The rows of a tile see no more of a page than there is.
+                        whole = np.arange(page[0] // page_size * page_size, min(length, page[-1] + page_size))
+                        step = weights[i][:, page].max(-1) * scales[whole].max() / 255
+                        codes = np.abs(values[page] / scales[page, None]).sum(0)
+                        result.rounding[row + i, at[1]] += 0.5 * step[:, None] * codes
         row += rows
     return result
+
+
+def _pages(places: np.ndarray, page_size: int) -> list[np.ndarray]:
+    return [places[i : i + page_size] for i in range(0, len(places), page_size)]

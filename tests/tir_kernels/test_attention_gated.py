@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache, partial
 
+import int8_entries
 import numpy as np
 import pytest
 from compiled import compiled, run
@@ -47,7 +48,7 @@ class _Step:
         return [segments, counts, lists]
 
 
-def _step(rng, sequences, kv_heads, head_dim, block_size, dtype, choose) -> _Step:
+def _step(rng, sequences, kv_heads, head_dim, block_size, dtype, choose, kv_dtype="model") -> _Step:
     """``sequences`` are (entries before, new tokens, [gated or dense for each whole segment of the new tokens], entries
     that kv head 1 and so on lack); ``choose(num_blocks)`` gives the chosen blocks of a kv head."""
     kv_lengths = [[old + new - missing * h for old, new, _, missing in sequences] for h in range(kv_heads)]
@@ -66,7 +67,7 @@ def _step(rng, sequences, kv_heads, head_dim, block_size, dtype, choose) -> _Ste
                 segments.append(_Segment(b, first, index, [choose(blocks) for _ in range(kv_heads)] if gated else None))
             tiles += [(b, at, min(_PAGE, end - at), row) for at in range(first, end, _PAGE)]
             first = end
-    pages = random_cache(rng, kv_lengths, head_dim, _PAGE, dtype)
+    pages = random_cache(rng, kv_lengths, head_dim, _PAGE, dtype, kv_dtype)
     return _Step([new for _, new, _, _ in sequences], segments, rng.permutation(np.array(tiles, np.int32)), pages)
 
 
@@ -89,9 +90,21 @@ def _hide_the_rest(step: _Step, block_size: int) -> None:
     for h, b in np.ndindex(stored.kv_lengths.shape):
         unseen = np.flatnonzero(~_sees(step, b, h, block_size).any(0))
         pages = stored.page_indices[stored.page_indptr[h, b] + unseen // _PAGE]
-        pair = stored.k_pages.shape[-1]
-        stored.k_pages[pages, :, unseen % _PAGE] = np.nan
-        stored.v_pages[pages, unseen % _PAGE // pair, :, unseen % pair] = np.nan
+        pair, d = stored.k_pages.shape[-1], stored.v_pages.shape[2]
+        nothing = np.nan
+        if stored.value_scales is not None:
+            nothing = -1  # of a scale, four bytes of ones are a NaN
+            stored.v_pages[pages, _PAGE // pair + unseen % _PAGE // d, unseen % _PAGE % d] = nothing
+        stored.k_pages[pages, :, unseen % _PAGE] = np.array(nothing).astype(stored.k_pages.dtype)
+        stored.v_pages[pages, unseen % _PAGE // pair, :, unseen % pair] = nothing
+
+
+def _own_segment(step: _Step, b: int, row: int) -> int:
+    """The entry from which on a row sees its own segment, 0 if it sees all before it."""
+    for segment in step.segments:
+        if segment.sequence == b and segment.chosen and segment.first <= row < segment.first + _SEGMENT:
+            return segment.index * _SEGMENT
+    return 0
 
 
 def _attend(kernel, q, step: _Step, dtype: str) -> np.ndarray:
@@ -112,19 +125,23 @@ def _queries(rng, step: _Step, heads: int, head_dim: int, dtype: str) -> np.ndar
 
 
 _SHAPES = [
-    pytest.param(14, 2, 64, 8, "bfloat16", id="g7-d64-block8-bf16"),
-    pytest.param(3, 3, 80, 16, "bfloat16", id="g1-d80-block16-bf16"),
-    pytest.param(6, 2, 128, 32, "bfloat16", id="g3-d128-block32-bf16"),
-    pytest.param(2, 2, 64, 64, "bfloat16", id="g1-d64-block64-bf16"),
-    pytest.param(6, 2, 96, 8, "float32", id="g3-d96-block8-f32"),
-    pytest.param(7, 1, 128, 16, "float32", id="g7-d128-block16-f32"),
-    pytest.param(2, 2, 64, 32, "float32", id="g1-d64-block32-f32"),
-    pytest.param(3, 1, 48, 64, "float32", id="g3-d48-block64-f32"),
+    pytest.param(14, 2, 64, 8, "bfloat16", "model", id="g7-d64-block8-bf16"),
+    pytest.param(3, 3, 80, 16, "bfloat16", "model", id="g1-d80-block16-bf16"),
+    pytest.param(6, 2, 128, 32, "bfloat16", "model", id="g3-d128-block32-bf16"),
+    pytest.param(2, 2, 64, 64, "bfloat16", "model", id="g1-d64-block64-bf16"),
+    pytest.param(6, 2, 96, 8, "float32", "model", id="g3-d96-block8-f32"),
+    pytest.param(7, 1, 128, 16, "float32", "model", id="g7-d128-block16-f32"),
+    pytest.param(2, 2, 64, 32, "float32", "model", id="g1-d64-block32-f32"),
+    pytest.param(3, 1, 48, 64, "float32", "model", id="g3-d48-block64-f32"),
+    pytest.param(14, 2, 64, 8, "bfloat16", "int8", id="g7-d64-block8-int8"),
+    pytest.param(3, 1, 48, 32, "float32", "int8", id="g3-d48-block32-f32-int8"),
 ]
 
 
 @cache
-def _cases(heads, kv_heads, head_dim, block_size, dtype) -> list[tuple[_Step, np.ndarray, Attention]]:
+def _cases(
+    heads, kv_heads, head_dim, block_size, dtype, kv_dtype, int8_dot
+) -> list[tuple[_Step, np.ndarray, Attention]]:
     """(step, q, expected); the same for every instruction set."""
     rng = np.random.default_rng(0)
 
@@ -141,32 +158,39 @@ def _cases(heads, kv_heads, head_dim, block_size, dtype) -> list[tuple[_Step, np
     ]
     cases = []
     for sequences in batches:
-        step = _step(rng, sequences, kv_heads, head_dim, block_size, dtype, some)
+        step = _step(rng, sequences, kv_heads, head_dim, block_size, dtype, some, kv_dtype)
         _hide_the_rest(step, block_size)
         q = _queries(rng, step, heads, head_dim, dtype)
         sees = partial(_sees, step, block_size=block_size)
-        cases.append((step, q, reference_attention(q, step.cache, step.query_lengths, head_dim**-0.5, sees)))
+        seen = int8_entries.seen_queries(q) if int8_dot else q
+        own = partial(_own_segment, step)
+        expected = reference_attention(seen, step.cache, step.query_lengths, head_dim**-0.5, sees, own=own)
+        cases.append((step, q, expected))
     return cases
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "dtype"), _SHAPES)
-def test_attention_gated(isa_target, heads, kv_heads, head_dim, block_size, dtype):
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "dtype", "kv_dtype"), _SHAPES)
+def test_attention_gated(isa_target, heads, kv_heads, head_dim, block_size, dtype, kv_dtype):
     target, isa = isa_target
-    kernel = compiled(_gated(heads, kv_heads, head_dim, block_size, dtype, isa), target)
-    for step, q, expected in _cases(heads, kv_heads, head_dim, block_size, dtype):
+    kernel = compiled(_gated(heads, kv_heads, head_dim, block_size, dtype, isa, kv_dtype), target)
+    int8_dot = kv_dtype == "int8" and isa.has_int8_dot
+    bf16_weights = dtype == "bfloat16" and kv_dtype == "model" and isa.has_bf16_dot
+    for step, q, expected in _cases(heads, kv_heads, head_dim, block_size, dtype, kv_dtype, int8_dot):
         error = np.abs(_attend(kernel, q, step, dtype).astype(np.float64) - expected.out)
-        assert np.all(error <= expected.error_bound(dtype, bf16_weights=dtype == "bfloat16" and isa.has_bf16_dot))
+        assert np.all(error <= expected.error_bound(dtype, bf16_weights, int8_dot))
 
 
-@pytest.mark.parametrize(("block_size", "dtype"), [(8, "bfloat16"), (32, "float32")])
-def test_all_blocks_or_a_dense_tile_equal_attention_prefill(isa_target, block_size, dtype):
+@pytest.mark.parametrize(
+    ("block_size", "dtype", "kv_dtype"), [(8, "bfloat16", "model"), (32, "float32", "model"), (8, "bfloat16", "int8")]
+)
+def test_all_blocks_or_a_dense_tile_equal_attention_prefill(isa_target, block_size, dtype, kv_dtype):
     target, isa = isa_target
     rng = np.random.default_rng(1)
     heads, kv_heads, head_dim = 6, 2, 64
-    kernel = compiled(_gated(heads, kv_heads, head_dim, block_size, dtype, isa), target)
-    dense = attention_prefill(heads, kv_heads, head_dim, _PAGE, dtype, isa, head_dim**-0.5)
+    kernel = compiled(_gated(heads, kv_heads, head_dim, block_size, dtype, isa, kv_dtype), target)
+    dense = attention_prefill(heads, kv_heads, head_dim, _PAGE, dtype, isa, head_dim**-0.5, kv_dtype)
     sequences = [(256, 384, [_GATED, _DENSE, _GATED], 0), (0, 256, [_DENSE, _GATED], 0)]
-    step = _step(rng, sequences, kv_heads, head_dim, block_size, dtype, np.arange)
+    step = _step(rng, sequences, kv_heads, head_dim, block_size, dtype, np.arange, kv_dtype)
     q = _queries(rng, step, heads, head_dim, dtype)
     stored = step.cache
     expected = run(
@@ -192,5 +216,5 @@ def test_sizes_that_do_not_nest():
             attention_gated(2, 1, 64, page_size, segment_size, block_size, "float32", isa, 0.125)
 
 
-def _gated(heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: str, isa: VectorISA):
-    return attention_gated(heads, kv_heads, head_dim, _PAGE, _SEGMENT, block_size, dtype, isa, head_dim**-0.5)
+def _gated(heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: str, isa: VectorISA, kv_dtype: str):
+    return attention_gated(heads, kv_heads, head_dim, _PAGE, _SEGMENT, block_size, dtype, isa, head_dim**-0.5, kv_dtype)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import int8_entries
 import numpy as np
 import pytest
 import tvm
@@ -118,6 +119,36 @@ def test_compact(isa_target, heads, kv_heads, head_dim, page_size, dtype, in_pla
             error = np.abs(out.astype(np.float64) - expected.out)
             bf16_weights = dtype == "bfloat16" and isa.has_bf16_dot
             assert np.all(error <= expected.error_bound(dtype, bf16_weights))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("head_dim", [48, 64])
+def test_compact_int8(isa_target, head_dim, in_place):
+    """Codes and scales of an entry move together."""
+    target, isa = isa_target
+    rng = np.random.default_rng(0)
+    kernel = compiled(compact(2, head_dim, 64, "bfloat16", isa, "int8"), target)
+    cache = random_cache(rng, [[130], [500]], head_dim, 64, "bfloat16", "int8")
+    sources = _page_table(cache)
+    kept = [np.sort(rng.permutation(n)[: n // 2]) for n in (130, 500)]
+    counts = np.array([len(entries) for entries in kept], np.int32)
+    lists = np.full((2, counts.max()), np.iinfo(np.int32).max, np.int32)
+    targets = sources.copy()
+    pools = [cache.k_pages, cache.v_pages]
+    if not in_place:
+        pools = [np.concatenate([pool, np.full((8, *pool.shape[1:]), 7, pool.dtype)]) for pool in pools]
+        targets[:, :4] = len(cache.k_pages) + np.arange(8).reshape(2, 4)
+    for row, entries in zip(lists, kept):
+        row[: len(entries)] = entries
+    after = [tvm.runtime.tensor(pool) for pool in pools]
+    kernel(*after, *(tvm.runtime.tensor(table) for table in (sources, targets, lists, counts)))
+    unpack = (int8_entries.unpack_keys, lambda pool: int8_entries.unpack_values(pool, 64))
+    for before, now, of in zip(pools, after, unpack):
+        for x, y in zip(of(before), of(now.numpy())):
+            for h, entries in enumerate(kept):
+                places = np.arange(len(entries))
+                expected = x[sources[h, entries // 64], entries % 64]
+                np.testing.assert_array_equal(y[targets[h, places // 64], places % 64], expected)
 
 
 def test_a_head_that_keeps_nothing_is_left_alone(isa_target):

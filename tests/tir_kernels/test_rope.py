@@ -4,6 +4,7 @@ Bounds. Table: the angles are the same float32 products as the oracle's; the ker
 the sum round once at 2**-24 relative to |x| + |y| <= 12 (normal deviates), hence 4e-6; bfloat16 rounds at 2**-8.
 """
 
+import int8_entries
 import numpy as np
 import pytest
 import tvm
@@ -51,14 +52,13 @@ class _Append:
         ``query_slots`` [n], for a kernel with ``window``: compare every element of ``observed``, too.
         """
         rng = np.random.default_rng(1)
-        pair, dtype, n = PAIR[self.dtype], NUMPY_DTYPE[self.dtype], slots.shape[1]
+        dtype, n = NUMPY_DTYPE[self.dtype], slots.shape[1]
         num_pages = int(slots.max()) // self.page + 2
         qkv = rng.standard_normal((n, self.heads + 2 * self.kv_heads, self.d)).astype(dtype)
         angles = rng.uniform(-3, 3, (n, self.rotary // 2))
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        old_keys, old_values = (rng.standard_normal((num_pages, self.page, self.d)).astype(dtype) for _ in range(2))
-        k_pages = tvm.runtime.tensor(pack_keys(old_keys, pair))
-        v_pages = tvm.runtime.tensor(pack_values(old_values, pair))
+        before = self.random_pools(rng, num_pages)
+        k_pages, v_pages = (tvm.runtime.tensor(pool) for pool in before)
         q_out = tvm.runtime.tensor(np.zeros((n, self.heads, self.d), dtype))
         table = tvm.runtime.tensor(np.concatenate([cos, sin], axis=1))
         qkv_tensor, slots_tensor = tvm.runtime.tensor(qkv), tvm.runtime.tensor(slots.astype(np.int32))
@@ -74,14 +74,61 @@ class _Append:
 
         q, k, v = np.split(qkv.astype(np.float64), [self.heads, self.heads + self.kv_heads], axis=1)
         q, k = (_rotate(x, cos.astype(np.float64), sin.astype(np.float64)) for x in (q, k))
-        keys, values = old_keys.astype(np.float64), old_values.astype(np.float64)
+        np.testing.assert_allclose(q_out.numpy().astype(np.float64), q, rtol=self.relative, atol=4e-6)
+        self.check_pools(before, (k_pages.numpy(), v_pages.numpy()), slots, k, v)
+
+    @property
+    def relative(self) -> float:
+        return 2.0**-8 if self.dtype == "bfloat16" else 0.0
+
+    def random_pools(self, rng, num_pages):
+        shape = (num_pages, self.page, self.d)
+        keys, values = (rng.standard_normal(shape).astype(NUMPY_DTYPE[self.dtype]) for _ in range(2))
+        return pack_keys(keys, PAIR[self.dtype]), pack_values(values, PAIR[self.dtype])
+
+    def check_pools(self, before, after, slots, k, v):
+        """The new entries are k and v [n, G, d], and no other entry has changed."""
+        keys, values = unpack_keys(before[0]).astype(np.float64), unpack_values(before[1]).astype(np.float64)
         for h in range(self.kv_heads):
             keys[slots[h] // self.page, slots[h] % self.page] = k[:, h]
             values[slots[h] // self.page, slots[h] % self.page] = v[:, h]
-        relative = 2.0**-8 if pair == 2 else 0.0
-        np.testing.assert_allclose(q_out.numpy().astype(np.float64), q, rtol=relative, atol=4e-6)
-        np.testing.assert_allclose(unpack_keys(k_pages.numpy()).astype(np.float64), keys, rtol=relative, atol=4e-6)
-        np.testing.assert_array_equal(unpack_values(v_pages.numpy()).astype(np.float64), values)
+        found = unpack_keys(after[0]).astype(np.float64)
+        np.testing.assert_allclose(found, keys, rtol=self.relative, atol=4e-6)
+        np.testing.assert_array_equal(unpack_values(after[1]).astype(np.float64), values)
+
+
+class _Int8Append(_Append):
+    """The same for 8-bit pages."""
+
+    def __init__(self, isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype, window=False):
+        target, isa = isa_target
+        self.heads, self.kv_heads, self.d, self.rotary = heads, kv_heads, head_dim, rotary_dim
+        self.page, self.dtype = page_size, dtype
+        function = rope_append(heads, kv_heads, head_dim, rotary_dim, page_size, dtype, isa, window, "int8")
+        self.run = compiled(function, target)
+
+    def random_pools(self, rng, num_pages):
+        shape = (num_pages, self.page, self.d)
+        codes = [rng.integers(-127, 128, shape) for _ in range(2)]
+        scales = [rng.random(shape[:2]).astype(np.float32) for _ in range(2)]
+        return int8_entries.pack_keys(codes[0], scales[0]), int8_entries.pack_values(codes[1], scales[1])
+
+    def check_pools(self, before, after, slots, k, v):
+        """The new entries are within half a step of k and v [n, G, d], and no other byte has changed."""
+        unpacked = [
+            (int8_entries.unpack_keys(pools[0]), int8_entries.unpack_values(pools[1], self.page))
+            for pools in (before, after)
+        ]
+        places = slots // self.page, slots % self.page
+        for (old_codes, old_scales), (codes, scales), x in zip(*unpacked, (int8_entries.rotated(k), v)):
+            x = x.transpose(1, 0, 2)
+            step = scales[places][..., None].astype(np.float64)
+            np.testing.assert_allclose(step[..., 0], np.abs(x).max(-1) / 127, rtol=1e-5)
+            # RoPE of the float32 kernel, and its sums of the rotation, differ by a few roundings of numbers below 32.
+            assert np.all(np.abs(codes[places] * step - x) <= 0.5 * step + 2e-5)
+            old_codes[places], old_scales[places] = codes[places], scales[places]
+            np.testing.assert_array_equal(codes, old_codes)
+            np.testing.assert_array_equal(scales, old_scales)
 
 
 _SHAPES = [
@@ -91,9 +138,10 @@ _SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("kind", [_Append, _Int8Append])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "rotary_dim", "page_size", "dtype"), _SHAPES)
-def test_rope_append(isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype):
-    append = _Append(isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype)
+def test_rope_append(isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype, kind):
+    append = kind(isa_target, heads, kv_heads, head_dim, rotary_dim, page_size, dtype)
     rng = np.random.default_rng(2)
 
     def sequence(start: int, length: int) -> np.ndarray:

@@ -10,9 +10,10 @@ from paged_cache import NUMPY_DTYPE, random_cache
 from tir_kernels.cpu.window_scores import window_scores
 
 _SHAPES = [
-    pytest.param(14, 2, 64, 64, 32, "bfloat16", id="g7-d64-w32-bf16"),
-    pytest.param(3, 3, 80, 16, 5, "bfloat16", id="g1-d80-page16-w5-bf16"),
-    pytest.param(6, 2, 96, 64, 16, "float32", id="g3-d96-w16-f32"),
+    pytest.param(14, 2, 64, 64, 32, "bfloat16", "model", id="g7-d64-w32-bf16"),
+    pytest.param(3, 3, 80, 16, 5, "bfloat16", "model", id="g1-d80-page16-w5-bf16"),
+    pytest.param(6, 2, 96, 64, 16, "float32", "model", id="g3-d96-w16-f32"),
+    pytest.param(14, 2, 64, 64, 32, "bfloat16", "int8", id="g7-d64-w32-int8"),
 ]
 
 
@@ -25,15 +26,16 @@ def _page_table(cache) -> np.ndarray:
     return table
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size", "window", "dtype"), _SHAPES)
-def test_window_scores(isa_target, heads, kv_heads, head_dim, page_size, window, dtype):
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size", "window", "dtype", "kv_dtype"), _SHAPES)
+def test_window_scores(isa_target, heads, kv_heads, head_dim, page_size, window, dtype, kv_dtype):
     target, isa = isa_target
     rng = np.random.default_rng(0)
     sm_scale = head_dim**-0.5
-    kernel = compiled(window_scores(heads, kv_heads, head_dim, page_size, window, dtype, isa, sm_scale), target)
+    function = window_scores(heads, kv_heads, head_dim, page_size, window, dtype, isa, sm_scale, kv_dtype)
+    kernel = compiled(function, target)
     for length, newest in ((window, 0), (63, window - 1), (64, 1), (65, window // 2), (1000, 3), (5000, window - 2)):
         lengths = [length + 7 * h for h in range(kv_heads)]
-        cache = random_cache(rng, [[n] for n in lengths], head_dim, page_size, dtype)
+        cache = random_cache(rng, [[n] for n in lengths], head_dim, page_size, dtype, kv_dtype)
         # Rows of very different temperature: flat ones, and peaked ones whose maximum is raised many times.
         q = rng.standard_normal((window, heads, head_dim)) * rng.uniform(0.1, 10, (window, heads, 1))
         q = q.astype(NUMPY_DTYPE[dtype])
@@ -49,7 +51,8 @@ def test_window_scores(isa_target, heads, kv_heads, head_dim, page_size, window,
             magnitude = (np.abs(q[:, h * group : (h + 1) * group].astype(np.float64)) @ np.abs(keys[h]).T).max()
             # A score is a sum of d products, scaled, less the maximum: numerator and denominator carry its error and
             # that of exp2. Then sums over the entries by lane and over the rows, one rounding after the other.
-            logit = (head_dim + 8) * 2.0**-24 * magnitude * sm_scale
+            # Rotated queries and keys carry a few roundings more, and their products are up to sqrt(d) as large.
+            logit = (head_dim + 8) * 2.0**-24 * magnitude * sm_scale * (1 if kv_dtype == "model" else head_dim**0.5)
             relative = 2 * (logit + 4e-7) + (len(expected) / 4 + len(q) * group) * 2.0**-24
             actual = scores.numpy()[h].astype(np.float64)
             assert np.all(np.abs(actual[: len(expected)] - expected) <= relative * expected + 1e-37)

@@ -5,64 +5,59 @@ by vector lane, and the weighted sum of values. Rescaling is lazy: m only moves 
 weights then stay below 2**8 and the result, a ratio, is the same.
 """
 
-import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 from tvm.script import tirx as T
 
+from .attention_float import float_softmax
+from .attention_int8 import int8_softmax
 from .attention_shape import AttentionShape
+from .attention_task import NEVER, task_scratch
 from .scratch import stack_buffer
-from .vector_ranges import vector_starts
+from .unpacked_pages import unpacked_pages
 
-NEVER = -1e30  # the score of an entry that a row does not see, and the running maximum before the first page
-_RESCALE_AT = 8.0
 _CACHE_LINE = 16  # words
 # A CPU drops prefetches when its queue is full, so every line is asked for several times, some pages ahead of its use.
 _MAX_PREFETCH_PAGES = 5
 _PREFETCH_BYTES = 128 << 10  # a part of the L2 cache
 
 
-@dataclass(frozen=True)
-class TaskScratch:
-    """Buffers of one task; ``rows`` is a multiple of the row block."""
-
-    queries: T.Buffer  # [rows, query_width]
-    maxima: T.Buffer  # [rows], in base 2 units
-    sums: T.Buffer  # [rows, lanes]
-    outputs: T.Buffer  # [rows, head_dim], not yet divided by the sums
-    scores: T.Buffer  # [row_block, page_size]
-    weights: T.Buffer  # [row_block, weight_width]
-
-
 def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: int) -> SimpleNamespace:
-    """TVMScript statements: ``scratch(rows)``, ``upcoming(...)``, ``start(...)``, ``update(...)``, ``finish(...)``.
+    """TVMScript statements: ``scratch(rows)``, ``upcoming(...)``, ``start(...)``, ``enter(...)``, ``update(...)``,
+    ``finish(...)``.
 
-    A row is one query head of one token; row = token * group + head within the group. The first ``prefetching_blocks``
-    row blocks of a task ask for the pages that come next, if they are given any.
+    A row is one query head of one token; row = token * group + head within the group. A page is entered once, before
+    its updates. The first ``prefetching_blocks`` row blocks of a task ask for the pages that come next, if they are
+    given any.
     """
+    if shape.pages.is_int8 and not shape.int8_dot:
+        return unpacked_pages(shape, attention_block(shape.unpacked, sm_scale, prefetching_blocks))
     isa, L, R, g, d = shape.isa, shape.isa.lanes, shape.row_block, shape.group, shape.head_dim
     page, P, ramp = shape.page_size, shape.pair, isa.ramp
     key_block, dim_block = shape.key_block, shape.dim_block
     vectors = page // L
-    scale = sm_scale * math.log2(math.e)
-    fast = shape.dtype == "bfloat16"
-    page_lines = page * d // P // _CACHE_LINE
+    page_lines = shape.pages.key_rows * page // _CACHE_LINE
     lines_per_row = -(-page_lines // (prefetching_blocks * R))
     prefetch_pages = max(1, min(_MAX_PREFETCH_PAGES, _PREFETCH_BYTES // (2 * page_lines * _CACHE_LINE * 4)))
-    query_starts = vector_starts(isa, shape.query_width)
+
+    @T.inline
+    def prefetch_share(pages, head_page, row):
+        """The lines of ``head_page`` that one row of the prefetching blocks asks for."""
+        for line in T.serial(lines_per_row):
+            T.evaluate(isa.prefetch(pages[head_page, 0, (row * lines_per_row + line) * _CACHE_LINE, 0]))
+
+    @T.inline
+    def ask_ahead(k_pages, v_pages, head_page, next_pages, row0, i):
+        """While row ``i`` of a block computes weights the memory has time: for what is needed soon and still missing."""
+        if len(next_pages) > 0:  # noqa: SIM102 (known when the kernel is built, the other is not)
+            if row0 < prefetching_blocks * R:
+                prefetch_share(v_pages, head_page, row0 + i)
+                prefetch_share(k_pages, next_pages[0], row0 + i)
+
+    softmax = (int8_softmax if shape.int8_dot else float_softmax)(shape, sm_scale, ask_ahead)
 
     def scratch(rows: int):
-        return T.meta_var(
-            TaskScratch(
-                queries=T.sblock_alloc_buffer((rows, shape.query_width), shape.operand_dtype),
-                maxima=T.sblock_alloc_buffer((rows,), "float32"),
-                sums=T.sblock_alloc_buffer((rows, L), "float32"),
-                outputs=T.sblock_alloc_buffer((rows, d), "float32"),
-                scores=T.sblock_alloc_buffer((R, page), "float32"),
-                weights=T.sblock_alloc_buffer((R, shape.weight_width), shape.operand_dtype),
-            )
-        )
+        return T.meta_var(task_scratch(shape, rows, softmax.pages(rows)))
 
     def upcoming(page_indices, first, p, count):
         """The pages that follow page ``p`` of the ``count`` that a sequence has in page_indices from ``first`` on."""
@@ -73,17 +68,10 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
     def start(q, token0, head, num_rows, num_padded_rows, s):
         """Copy the queries of kv head ``head`` from token ``token0`` on and reset the state; padding rows are zero."""
         for r in T.serial(num_padded_rows):
-            for v in T.serial(query_starts.count):
-                if r >= num_rows:
-                    s.queries[r, ramp(query_starts[v])] = T.broadcast(T.cast(0, shape.operand_dtype), L)
-                elif shape.dot:
-                    s.queries[r, ramp(query_starts[v])] = T.reinterpret(
-                        f"int32x{L}", q[token0 + r // g, head * g + r % g, T.ramp(2 * query_starts[v], 1, 2 * L)]
-                    )
-                else:
-                    s.queries[r, ramp(query_starts[v])] = isa.load(
-                        q, token0 + r // g, head * g + r % g, query_starts[v]
-                    )
+            if r >= num_rows:
+                softmax.clear_query(r, s)
+            else:
+                softmax.store_query(q, token0 + r // g, head * g + r % g, r, s)
             s.maxima[r] = T.float32(NEVER)
             s.sums[r, ramp(0)] = isa.zero()
             for v in T.serial(d // L):
@@ -98,11 +86,11 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
                 isa.store(out, s.outputs[r, ramp(v * L)] * isa.splat(norm), token0 + r // g, head * g + r % g, v * L)
 
     @T.inline
-    def multiply(acc, width, operands, row0, word, pages, head_page, column, only_first):
+    def multiply(add, acc, width, operands, row0, word, pages, head_page, column, only_first):
         """acc[row, :width] += operands[row0 + row, word] * pages[head_page, word, column:][:width] for a row block."""
         for v in T.unroll(width // L):
             for i in T.unroll(R):
-                acc[ramp(i * width + v * L)] = shape.multiply_add(
+                acc[ramp(i * width + v * L)] = add(
                     acc[ramp(i * width + v * L)],
                     operands,
                     row0 + i,
@@ -119,26 +107,34 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
                         T.evaluate(isa.prefetch(pages[page_ahead, word, column + start_of_line, 0]))
 
     @T.inline
-    def prefetch_share(pages, head_page, row):
-        """The lines of ``head_page`` that one row of the prefetching blocks asks for."""
-        for line in T.serial(lines_per_row):
-            T.evaluate(isa.prefetch(pages[head_page, 0, (row * lines_per_row + line) * _CACHE_LINE, 0]))
-
-    @T.inline
     def compute_scores(k_pages, head_page, next_pages, row0, s):
         for kb in T.serial(page // key_block):
             with T.sblock("scores"):
                 T.reads()
                 T.writes()
-                acc = stack_buffer(R * key_block)
-                for v in T.unroll(R * key_block // L):
-                    acc[ramp(v * L)] = isa.zero()
-                for c in T.serial(d // P):
-                    prefetch(k_pages, next_pages, c, kb * key_block, key_block, row0)
-                    multiply(acc, key_block, s.queries, row0, c, k_pages, head_page, kb * key_block, only_first=False)
+                acc = stack_buffer(R * key_block, shape.sum_dtype)
                 for i in T.unroll(R):
                     for v in T.unroll(key_block // L):
-                        s.scores[i, ramp(kb * key_block + v * L)] = acc[ramp(i * key_block + v * L)]
+                        acc[ramp(i * key_block + v * L)] = softmax.first_sum(row0 + i, s)
+                for c in T.serial(d // P):
+                    prefetch(k_pages, next_pages, c, kb * key_block, key_block, row0)
+                    multiply(
+                        shape.add_scores,
+                        acc,
+                        key_block,
+                        s.queries,
+                        row0,
+                        c,
+                        k_pages,
+                        head_page,
+                        kb * key_block,
+                        only_first=False,
+                    )
+                for i in T.unroll(R):
+                    for v in T.unroll(key_block // L):
+                        s.scores[i, ramp(kb * key_block + v * L)] = softmax.score(
+                            acc[ramp(i * key_block + v * L)], k_pages, head_page, kb * key_block + v * L
+                        )
 
     def visible(visible0, row, causal: bool):
         """How many entries of a page ``row`` sees."""
@@ -155,76 +151,32 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
                 )
 
     @T.inline
-    def raise_maxima(row0, s):
-        with T.sblock("maxima"):
-            T.reads()
-            T.writes()
-            peak = T.sblock_alloc_buffer((R, L), "float32")
-            grown = T.sblock_alloc_buffer((1,), "int32")
-            raised = T.sblock_alloc_buffer((1,), "float32")
-            factor = T.sblock_alloc_buffer((L,), "float32")
-            for i in T.unroll(R):
-                peak[i, ramp(0)] = s.scores[i, ramp(0)]
-            for v in T.serial(1, vectors):
-                for i in T.unroll(R):
-                    peak[i, ramp(0)] = isa.vmax(peak[i, ramp(0)], s.scores[i, ramp(v * L)])
-            grown[0] = 0
-            for i in T.unroll(R):
-                grown[0] = grown[0] | isa.greater_mask(
-                    peak[i, ramp(0)], isa.splat((s.maxima[row0 + i] + T.float32(_RESCALE_AT)) * T.float32(1 / scale))
-                )
-            if grown[0] != 0:
-                for i in T.unroll(R):
-                    raised[0] = T.max(s.maxima[row0 + i], isa.hmax(peak[i, ramp(0)]) * T.float32(scale))
-                    factor[ramp(0)] = isa.exp2(isa.splat(s.maxima[row0 + i] - raised[0]))
-                    s.maxima[row0 + i] = raised[0]
-                    s.sums[row0 + i, ramp(0)] = s.sums[row0 + i, ramp(0)] * factor[ramp(0)]
-                    for v in T.serial(d // L):
-                        s.outputs[row0 + i, ramp(v * L)] = s.outputs[row0 + i, ramp(v * L)] * factor[ramp(0)]
-
-    @T.inline
-    def compute_weights(k_pages, v_pages, head_page, next_pages, row0, s):
-        with T.sblock("weights"):
-            T.reads()
-            T.writes()
-            e = T.sblock_alloc_buffer((2, L), "float32")
-            total = T.sblock_alloc_buffer((L,), "float32")
-            for i in T.unroll(R):
-                if len(next_pages) > 0:  # noqa: SIM102 (known when the kernel is built, the other is not)
-                    if row0 < prefetching_blocks * R:  # the memory has time now: what is needed soon and still missing
-                        prefetch_share(v_pages, head_page, row0 + i)
-                        prefetch_share(k_pages, next_pages[0], row0 + i)
-                total[ramp(0)] = s.sums[row0 + i, ramp(0)]
-                for w in T.unroll((vectors + 1) // 2):
-                    for half in T.unroll(2):
-                        if 2 * w + half < vectors:
-                            e[half, ramp(0)] = isa.exp2(
-                                s.scores[i, ramp((2 * w + half) * L)] * isa.splat(T.float32(scale))
-                                - isa.splat(s.maxima[row0 + i]),
-                                fast=fast,
-                            )
-                            total[ramp(0)] = total[ramp(0)] + e[half, ramp(0)]
-                            if not shape.dot:
-                                s.weights[i, ramp((2 * w + half) * L)] = e[half, ramp(0)]
-                    if shape.dot:
-                        s.weights[i, ramp(w * L)] = isa.pack_bf16(e[0, ramp(0)], e[1, ramp(0)])
-                s.sums[row0 + i, ramp(0)] = total[ramp(0)]
-
-    @T.inline
     def accumulate_values(v_pages, head_page, next_pages, row0, num_visible, s):
         for db in T.serial(d // dim_block):
             with T.sblock("values"):
                 T.reads()
                 T.writes()
-                acc = stack_buffer(R * dim_block)
+                acc = stack_buffer(R * dim_block, shape.sum_dtype)
                 for i in T.unroll(R):
                     for v in T.unroll(dim_block // L):
-                        acc[ramp(i * dim_block + v * L)] = s.outputs[row0 + i, ramp(db * dim_block + v * L)]
+                        acc[ramp(i * dim_block + v * L)] = softmax.first_output(row0, i, db * dim_block + v * L, s)
                 for t in T.serial(num_visible // P):
                     prefetch(v_pages, next_pages, t, db * dim_block, dim_block, row0)
-                    multiply(acc, dim_block, s.weights, 0, t, v_pages, head_page, db * dim_block, only_first=False)
+                    multiply(
+                        shape.add_values,
+                        acc,
+                        dim_block,
+                        s.weights,
+                        0,
+                        t,
+                        v_pages,
+                        head_page,
+                        db * dim_block,
+                        only_first=False,
+                    )
                 if num_visible % P > 0:
                     multiply(
+                        shape.add_values,
                         acc,
                         dim_block,
                         s.weights,
@@ -237,7 +189,9 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
                     )
                 for i in T.unroll(R):
                     for v in T.unroll(dim_block // L):
-                        s.outputs[row0 + i, ramp(db * dim_block + v * L)] = acc[ramp(i * dim_block + v * L)]
+                        s.outputs[row0 + i, ramp(db * dim_block + v * L)] = softmax.output(
+                            acc[ramp(i * dim_block + v * L)], row0, i, db * dim_block + v * L, s
+                        )
 
     @T.inline
     def update(k_pages, v_pages, head_page, next_pages, row0, visible0, num_rows, s, causal=True):
@@ -252,8 +206,9 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
             compute_scores(k_pages, head_page, next_pages, row0, s)
             if visible(visible0, row0, causal) < page:
                 mask_scores(row0, visible0, causal, s)
-            raise_maxima(row0, s)
-            compute_weights(k_pages, v_pages, head_page, next_pages, row0, s)
+            softmax.soften(k_pages, v_pages, head_page, next_pages, row0, s)
             accumulate_values(v_pages, head_page, next_pages, row0, num_visible, s)
 
-    return SimpleNamespace(scratch=scratch, upcoming=upcoming, start=start, update=update, finish=finish)
+    return SimpleNamespace(
+        scratch=scratch, upcoming=upcoming, start=start, enter=softmax.enter, update=update, finish=finish
+    )

@@ -20,6 +20,7 @@ def attention_decode(
     isa: VectorISA,
     sm_scale: float,
     num_splits: int,
+    kv_dtype: str = "model",
 ) -> PrimFunc:
     """(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out), as for attention_prefill.
 
@@ -32,9 +33,10 @@ def attention_decode(
     g = num_attention_heads // num_key_value_heads
     max_row_block = 7 if isa.num_vector_registers >= 32 else 4  # rows that leave registers for two vectors each
     R = -(-g // -(-g // max_row_block))  # the fewest blocks, all about the same size
-    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, R)
+    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, R, kv_dtype)
     ramp = isa.ramp
-    H, G, d, P, L, S = num_attention_heads, num_key_value_heads, head_dim, shape.pair, isa.lanes, num_splits
+    H, G, d, L, S = num_attention_heads, num_key_value_heads, head_dim, isa.lanes, num_splits
+    pages = shape.pages
     num_blocks = -(-g // R)
     block = attention_block(shape, sm_scale, min(num_blocks, 2))
     rows = num_blocks * R
@@ -85,8 +87,8 @@ def attention_decode(
         num_tiles = T.int64()
         num_indices = T.int64()
         q = T.match_buffer(q_handle, (batch_size, H, d), dtype)
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
+        v_pages = T.match_buffer(v_pages_handle, pages.value_shape(num_pages), pages.value_dtype)
         T.match_buffer(query_indptr_handle, (batch_size + 1,), "int32")
         T.match_buffer(tiles_handle, (num_tiles, 2), "int32")
         page_indptr = T.match_buffer(page_indptr_handle, (G, batch_size + 1), "int32")
@@ -123,6 +125,7 @@ def attention_decode(
                             for p in T.serial(page0, page_end):
                                 head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
                                 next_pages = block.upcoming(page_indices, indices0, p, T.ceildiv(length, page_size))
+                                block.enter(k_pages, v_pages, head_page, length - p * page_size, scratch)
                                 for r in T.serial(num_blocks):
                                     block.update(
                                         k_pages,

@@ -22,6 +22,7 @@ def attention_gated(
     dtype: str,
     isa: VectorISA,
     sm_scale: float,
+    kv_dtype: str = "model",
 ) -> PrimFunc:
     """(q, k_pages, v_pages, query_indptr, gated_tiles, page_indptr, page_indices, kv_lengths, segments, block_counts,
     block_lists, out); those that are not below are as for attention_prefill.
@@ -41,11 +42,13 @@ def attention_gated(
     """
     if segment_size % page_size or page_size % block_size or block_size % 8:
         raise ValueError(f"segments of {segment_size}, pages of {page_size}, blocks of {block_size} do not nest")
-    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK)
+    shape = AttentionShape(
+        num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK, kv_dtype
+    )
     block = attention_block(shape, sm_scale, prefetching_blocks=1)
     chosen = chosen_blocks(shape, block_size)
-    H, G, d, P = num_attention_heads, num_key_value_heads, head_dim, shape.pair
-    g, R = shape.group, _ROW_BLOCK
+    H, G, d = num_attention_heads, num_key_value_heads, head_dim
+    g, R, pages = shape.group, _ROW_BLOCK, shape.pages
     max_rows = -(-QUERY_TILE * g // R) * R
 
     @T.prim_func(s_tir=True)
@@ -72,8 +75,8 @@ def attention_gated(
         num_segments = T.int64()
         max_blocks = T.int64()
         q = T.match_buffer(q_handle, (n, H, d), dtype)
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
+        v_pages = T.match_buffer(v_pages_handle, pages.value_shape(num_pages), pages.value_dtype)
         query_indptr = T.match_buffer(query_indptr_handle, (batch_size + 1,), "int32")
         tiles = T.match_buffer(gated_tiles_handle, (num_tiles, 4), "int32")
         page_indptr = T.match_buffer(page_indptr_handle, (G, batch_size + 1), "int32")
@@ -116,6 +119,7 @@ def attention_gated(
                         for c in T.serial((count + chosen.per_page - 1) // chosen.per_page):
                             chosen.gather(k_pages, v_pages, c, blocks, copied)
                             entries: T.let = T.min(count - c * chosen.per_page, chosen.per_page) * block_size
+                            block.enter(copied.keys, copied.values, 0, entries, scratch)
                             for r in T.serial(num_blocks):
                                 chosen.prefetch(k_pages, v_pages, c + 1, r, blocks)
                                 block.update(
@@ -125,8 +129,9 @@ def attention_gated(
                         for p in T.serial(own_page, num_head_pages):
                             head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
                             next_pages = block.upcoming(page_indices, indices0, p, num_head_pages)
+                            visible: T.let = visible0 - p * page_size
+                            block.enter(k_pages, v_pages, head_page, visible + num_tokens - 1, scratch)
                             for r in T.serial(num_blocks):
-                                visible: T.let = visible0 - p * page_size
                                 block.update(k_pages, v_pages, head_page, next_pages, r * R, visible, num_rows, scratch)
                         block.finish(out, token0, head, num_rows, scratch)
 

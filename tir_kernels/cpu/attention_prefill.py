@@ -19,12 +19,12 @@ def attention_prefill(
     dtype: str,
     isa: VectorISA,
     sm_scale: float,
+    kv_dtype: str = "model",
 ) -> PrimFunc:
     """(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out).
 
     q, out : dtype [n, H, d]
-    k_pages : dtype [head pages, d / P, page_size, P], v_pages : dtype [head pages, page_size / P, d, P]; P is 2 for
-        bfloat16, else 1
+    k_pages, v_pages : of dtype, or 8-bit if kv_dtype is "int8" (tir_kernels/kv_pages.py)
     query_indptr : int32 [B + 1], tiles : int32 [tiles, 2] of (sequence, first row) for tiles of 64 rows
     page_indptr : int32 [G, B + 1] into page_indices int32 [T], kv_lengths : int32 [G, B] with the new tokens
 
@@ -32,10 +32,12 @@ def attention_prefill(
     A task is a (key/value head, tile); its query heads meet each page together, while it is in the L1 cache.
     head_dim and page_size are multiples of 16, sm_scale is positive.
     """
-    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK)
+    shape = AttentionShape(
+        num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, isa, _ROW_BLOCK, kv_dtype
+    )
     block = attention_block(shape, sm_scale, prefetching_blocks=1)
-    H, G, d, P = num_attention_heads, num_key_value_heads, head_dim, shape.pair
-    g, R = shape.group, _ROW_BLOCK
+    H, G, d = num_attention_heads, num_key_value_heads, head_dim
+    g, R, pages = shape.group, _ROW_BLOCK, shape.pages
     max_rows = -(-QUERY_TILE * g // R) * R
 
     @T.prim_func(s_tir=True)
@@ -57,8 +59,8 @@ def attention_prefill(
         num_tiles = T.int64()
         num_indices = T.int64()
         q = T.match_buffer(q_handle, (n, H, d), dtype)
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
+        v_pages = T.match_buffer(v_pages_handle, pages.value_shape(num_pages), pages.value_dtype)
         query_indptr = T.match_buffer(query_indptr_handle, (batch_size + 1,), "int32")
         tiles = T.match_buffer(tiles_handle, (num_tiles, 2), "int32")
         page_indptr = T.match_buffer(page_indptr_handle, (G, batch_size + 1), "int32")
@@ -89,8 +91,9 @@ def attention_prefill(
                         for p in T.serial(num_head_pages):
                             head_page: T.let = T.cast(page_indices[indices0 + p], "int64")
                             next_pages = block.upcoming(page_indices, indices0, p, num_head_pages)
+                            visible: T.let = visible0 - p * page_size
+                            block.enter(k_pages, v_pages, head_page, visible + num_tokens - 1, scratch)
                             for r in T.serial(num_blocks):
-                                visible: T.let = visible0 - p * page_size
                                 block.update(k_pages, v_pages, head_page, next_pages, r * R, visible, num_rows, scratch)
                         block.finish(out, token0, head, num_rows, scratch)
 

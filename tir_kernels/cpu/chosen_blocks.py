@@ -15,8 +15,8 @@ _TIMES_ASKED = 2  # a CPU drops prefetches when its queue is full
 class GatheredPage:
     """One page of chosen entries in the layout of the pools, its elements as words."""
 
-    keys: T.Buffer  # [1, head_dim / P, page_size]
-    values: T.Buffer  # [1, page_size / P, head_dim]
+    keys: T.Buffer  # [1, head_dim / P, page_size], and a row with the scales of 8-bit keys
+    values: T.Buffer  # [1, page_size / P, head_dim], and rows with the scales of 8-bit values
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ChosenList:
 def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
     """``per_page`` (blocks), and TVMScript statements ``scratch()``, ``gather(...)`` and ``prefetch(...)``."""
     isa, L, d, page, P = shape.isa, shape.isa.lanes, shape.head_dim, shape.page_size, shape.pair
+    pages = shape.pages
     per_page = page // block_size
     copied = min(L, block_size)  # words of a key row at a time
     word_bytes = 4
@@ -46,10 +47,22 @@ def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
     def scratch():
         return T.meta_var(
             GatheredPage(
-                keys=T.sblock_alloc_buffer((1, d // P, page), shape.word_dtype),
-                values=T.sblock_alloc_buffer((1, page // P, d), shape.word_dtype),
+                keys=T.sblock_alloc_buffer(pages.key_shape(1)[:3], shape.word_dtype),
+                values=T.sblock_alloc_buffer(pages.value_shape(1)[:3], shape.word_dtype),
             )
         )
+
+    @T.inline
+    def copy_value_scales(v_pages, head_page, column, target, gathered):
+        for v in T.unroll(block_size // copied):
+            place: T.let = target + v * copied
+            gathered.values[0, pages.value_scale_row + place // d, T.ramp(place % d, 1, copied)] = shape.page_words(
+                v_pages,
+                head_page,
+                pages.value_scale_row + (column + v * copied) // d,
+                (column + v * copied) % d,
+                count=copied,
+            )
 
     @T.inline
     def gather(k_pages, v_pages, c, chosen, gathered):
@@ -58,7 +71,7 @@ def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
             block: T.let = chosen.block_lists[chosen.segment, chosen.head, c * per_page + j]
             head_page: T.let = T.cast(chosen.page_indices[chosen.indices0 + block // per_page], "int64")
             column: T.let = block % per_page * block_size
-            for w in T.serial(d // P):
+            for w in T.serial(pages.key_rows):
                 for v in T.unroll(block_size // copied):
                     gathered.keys[0, w, T.ramp(j * block_size + v * copied, 1, copied)] = shape.page_words(
                         k_pages, head_page, w, column + v * copied, count=copied
@@ -68,6 +81,8 @@ def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
                     gathered.values[0, j * block_rows + t, isa.ramp(v * L)] = shape.page_words(
                         v_pages, head_page, column // P + t, v * L
                     )
+            if pages.is_int8:
+                copy_value_scales(v_pages, head_page, column, j * block_size, gathered)
 
     @T.inline
     def prefetch(k_pages, v_pages, c, row_block, chosen):
@@ -82,7 +97,7 @@ def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
             )
             head_page: T.let = T.cast(chosen.page_indices[chosen.indices0 + block // per_page], "int64")
             column: T.let = block % per_page * block_size
-            for w in T.serial(d // P):
+            for w in T.serial(pages.key_rows):
                 for line in T.unroll(key_lines_per_row):
                     T.evaluate(isa.prefetch(k_pages[head_page, w, column + line * words_per_line, 0]))
             for line in T.serial(value_lines):

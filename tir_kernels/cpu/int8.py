@@ -7,7 +7,6 @@ end of a group the sums are scaled and added in float32, which costs 6 % of the 
 """
 
 from dataclasses import dataclass
-from functools import reduce
 
 from tvm.script import tirx as T
 
@@ -16,13 +15,11 @@ from tir_kernels.weight_format import GROUP, PANEL_ROWS
 from .gemm import panel_vectors, zero_totals
 from .isa import VectorISA
 from .q4 import OFFSET, Q4Weight
+from .quantized_row import MAX_CODE, ROUNDING, TINY, code_bytes, magnitude, quantized
 
 TILE_ROWS = 6  # with two vectors of outputs, 12 integer and 12 float32 sums in registers
 _WORDS = GROUP // 4  # int32 words of four k in a group of the weights
-_MAX_CODE = 127.0
-# Added to a float32 below 2**22 it leaves the integer nearest to it in the low bits.
-_ROUNDING = 1.5 * 2**23
-_TINY = 1e-30  # a smaller maximum counts as zero: its inverse would overflow
+_CODE_OFFSET = 128  # of activations
 _OFFSET_BYTES = -0x7F7F7F80  # four unsigned bytes of 128, as int32
 
 
@@ -57,13 +54,10 @@ class QuantizedActivations:
         with T.serial(k // size) as group:
             firsts = [group * size + i for i in range(0, size, isa.lanes)]
             values = [T.Bind(isa.load(x, row, first)) for first in firsts]
-            largest = T.Bind(isa.hmax(reduce(isa.vmax, (_magnitude(isa, value) for value in values))))
-            T.buffer_store(self.scales, largest * T.float32(1 / _MAX_CODE), [row, group])
-            inverse = T.Bind(isa.splat(_inverse(largest)))
-            for first, value in zip(firsts, values):
-                rounded = value * inverse + isa.splat(T.float32(_ROUNDING + OFFSET))
-                bits = T.reinterpret(f"int32x{isa.lanes}", rounded)
-                T.buffer_store(codes, T.cast(bits, f"uint8x{isa.lanes}"), [row, isa.ramp(first)])
+            largest, rounded = quantized(isa, values, _CODE_OFFSET)
+            T.buffer_store(self.scales, largest * T.float32(1 / MAX_CODE), [row, group])
+            for first, value in zip(firsts, rounded):
+                T.buffer_store(codes, code_bytes(isa, value, "uint8"), [row, isa.ramp(first)])
 
 
 def unpack_int8_panel(weight: Q4Weight, panel, words: T.Buffer, scales: T.Buffer, slot) -> None:
@@ -79,7 +73,7 @@ def unpack_int8_panel(weight: Q4Weight, panel, words: T.Buffer, scales: T.Buffer
         lanes = isa.ramp(v * isa.lanes)
         _store_row_scales(weight, panel, scales, slot, v * isa.lanes)
         # A row of zeros has the codes 0 whatever the scale.
-        row_scale = isa.vmax(scales[slot, lanes], isa.splat(T.float32(_TINY)))
+        row_scale = isa.vmax(scales[slot, lanes], isa.splat(T.float32(TINY)))
         inverse = T.Bind(isa.splat(T.float32(1)) / row_scale)
         with T.serial(weight.num_groups // parts) as group:
             sums = isa.splat(T.int32(0))
@@ -102,7 +96,7 @@ def _bytes(isa: VectorISA, values: list):
     """Four float32 vectors, rounded to integers of 8 bits, in the bytes of an int32 vector."""
     word = isa.splat(T.int32(0))
     for e, value in enumerate(values):
-        bits = T.reinterpret(f"int32x{isa.lanes}", value + isa.splat(T.float32(_ROUNDING)))
+        bits = T.reinterpret(f"int32x{isa.lanes}", value + isa.splat(T.float32(ROUNDING)))
         word = word | T.shift_left(bits & isa.splat(T.int32(255)), isa.splat(T.int32(8 * e)))
     return word
 
@@ -115,18 +109,8 @@ def _store_row_scales(weight: Q4Weight, panel, scales: T.Buffer, slot, first_row
     with T.serial(weight.num_groups) as group:
         minimum = weight.minima(panel, group, first_row)
         maximum = T.Bind(weight.scales(panel, group, first_row) * isa.splat(T.float32(15)) + minimum)
-        largest = isa.vmax(_magnitude(isa, minimum), _magnitude(isa, maximum))
-        T.buffer_store(scales, isa.vmax(scales[tuple(at)], largest * isa.splat(T.float32(1 / _MAX_CODE))), at)
-
-
-def _magnitude(isa: VectorISA, value):
-    """abs(value) of a float32 vector."""
-    bits = T.reinterpret(f"int32x{isa.lanes}", value) & isa.splat(T.int32(0x7FFFFFFF))
-    return T.Bind(T.reinterpret(f"float32x{isa.lanes}", bits))
-
-
-def _inverse(largest):
-    return T.if_then_else(largest > T.float32(_TINY), T.float32(_MAX_CODE) / largest, T.float32(0))
+        largest = isa.vmax(magnitude(isa, minimum), magnitude(isa, maximum))
+        T.buffer_store(scales, isa.vmax(scales[tuple(at)], largest * isa.splat(T.float32(1 / MAX_CODE))), at)
 
 
 def int8_tile(

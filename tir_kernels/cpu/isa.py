@@ -188,6 +188,24 @@ class VectorISA:
         upper = T.reinterpret(f"float32x{self.lanes}", T.bitwise_and(words, self.splat(T.int32(-65536))))
         return lower, upper
 
+    def hadamard(self, x):
+        """A float32 vector times the Hadamard matrix of its size, whose entries are 1 and -1."""
+        return self._call("float32", "x_hadamard", x)
+
+    def pack_u8(self, vectors: list):
+        """Four int32 vectors -> int32 words of four bytes, limited to 0..255. The word of elements 4j..4j+3 of the
+        concatenation of the vectors is at :meth:`place_of_packed` (j). Needs ``has_int8_dot``."""
+        return self._call("int32", "x_pack_u8", *vectors)
+
+    def place_of_packed(self, word):
+        """Where :meth:`pack_u8` puts word ``word`` of a row that it packs four vectors at a time."""
+        quarter = self.lanes // 4
+        return word // self.lanes * self.lanes + word % quarter * quarter + word % self.lanes // quarter
+
+    def row_maxima(self, a, b, c, d):
+        """float32 vector: the maxima of four vectors without NaN in its first elements. Needs ``has_int8_dot``."""
+        return self._call("float32", "x_row_maxima", a, b, c, d)
+
     def sin(self, x):
         """sin of float32 angles in radians; absolute error below 2e-7 for abs(x) <= 1e7."""
         return self._call("float32", "x_sin", x)

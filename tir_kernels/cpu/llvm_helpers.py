@@ -8,6 +8,7 @@ lower one first.
 
 import numpy as np
 
+from .llvm_int8 import avx512_ir, hadamard_ir
 from .llvm_logarithm import logarithm_ir
 from .llvm_memory import memory_ir
 from .llvm_trigonometry import trigonometry_ir
@@ -256,4 +257,6 @@ def helper_ir(tier: str, lanes: int) -> str:
     parts.append(trigonometry_ir(lanes, _splat, _float))
     parts.append(logarithm_ir(lanes, _splat, _float))
     parts.append(memory_ir(lanes))
+    parts.append(hadamard_ir(lanes))
+    parts.append(avx512_ir() if tier == "avx512_bf16" else "")
     return "".join(parts).replace("@x_", f"@x{lanes}_")

@@ -3,7 +3,11 @@
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tir_kernels.kv_pages import KVPages, stored_dtype
+
 from .isa import VectorISA
+from .quantized_row import MAX_CODE, code_bytes, quantized, rotated
+from .scratch import stack_buffer
 from .vector_ranges import isa_for_width, vector_starts
 
 _MIN_PARALLEL_ELEMENTS = 16384  # of qkv; a parallel region costs about as long
@@ -18,6 +22,7 @@ def rope_append(
     dtype: str,
     isa: VectorISA,
     window: bool = False,
+    kv_dtype: str = "model",
 ) -> PrimFunc:
     """(qkv, cos_sin, append_slots, k_pages, v_pages, q_out); k_pages and v_pages are updated in place.
 
@@ -27,24 +32,25 @@ def rope_append(
     qkv : dtype [n, H + 2 G, d], query heads, key heads, value heads, before RoPE
     cos_sin : float32 [n, rotary_dim] as :func:`rope_table` writes it
     append_slots : int32 [G, n], ``head_page * page_size + offset`` of the new entry of each key/value head
-    k_pages : dtype [head pages, d / P, page_size, P]
-    v_pages : dtype [head pages, page_size / P, d, P]
+    k_pages, v_pages : of dtype, or 8-bit if kv_dtype is "int8" (tir_kernels/kv_pages.py)
     q_out : dtype [n, H, d]
     query_slots : int32 [n], the row of ``observed`` that gets the token's row of q_out, or -1; no row twice
     observed : dtype [rows, H, d]
 
-    RoPE is the rotate-half form on the first ``rotary_dim`` dimensions. P is 2 for bfloat16 and 1 for float32.
+    RoPE is the rotate-half form on the first ``rotary_dim`` dimensions.
 
     A task owns a run of tokens of one key/value head. Two tasks may own the two bfloat16 of one 32-bit word of v_pages,
     so a word is only stored whole by a task that owns both; else each half is stored alone, which loses no neighbour.
+    Bytes of 8-bit values are always stored alone.
     """
     H, G, d = num_attention_heads, num_key_value_heads, head_dim
     g = H // G
     half, rest = rotary_dim // 2, head_dim - rotary_dim
-    P = 2 if dtype == "bfloat16" else 1
-    isa = isa_for_width(isa, min(width for width in (half, rest, d // P) if width))
+    pages = KVPages(head_dim, page_size, stored_dtype(kv_dtype, dtype))
+    P = pages.pair
+    isa = isa_for_width(isa, min(width for width in (half, rest, d if pages.is_int8 else d // P) if width))
     L = isa.lanes
-    rotated, kept, words = vector_starts(isa, half), vector_starts(isa, rest), vector_starts(isa, d // P)
+    rotary, kept, words = (vector_starts(isa, width) for width in (half, rest, d // P))
 
     def store(out, value, *indices):
         if out.dtype == "uint16":
@@ -55,8 +61,8 @@ def rope_append(
     @T.inline
     def rotate(qkv, cos_sin, token, head, out, out_row):
         """out[out_row, :] = RoPE of one head of one token; ``out_row`` is a tuple, a uint16 ``out`` holds bfloat16."""
-        for v in T.unroll(rotated.count):
-            j: T.let = rotated[v]
+        for v in T.unroll(rotary.count):
+            j: T.let = rotary[v]
             x: T.let = isa.load(qkv, token, head, j)
             y: T.let = isa.load(qkv, token, head, half + j)
             cos: T.let = isa.load(cos_sin, token, j)
@@ -94,6 +100,31 @@ def rope_append(
         for c in T.serial(d):
             v_pages[page, offset // P, c, offset % P] = qkv[token, H + G + head, c]
 
+    def quantize_key(key, k_pages, page, offset) -> None:
+        """Statements: float32 key[0, :] becomes entry ``offset`` of an 8-bit page."""
+        values = rotated(isa, [T.Bind(key[0, isa.ramp(c)]) for c in range(0, d, L)])
+        largest, rounded = quantized(isa, values, offset=128)
+        codes = stack_buffer(d, "uint8")
+        for v, value in enumerate(rounded):
+            T.buffer_store(codes, code_bytes(isa, value, "uint8"), [isa.ramp(v * L)])
+        with T.serial(d // 4) as word:
+            T.buffer_store(k_pages, codes[T.ramp(word * 4, 1, 4)], [page, word, offset, T.ramp(0, 1, 4)])
+        scale = T.reinterpret("uint8x4", largest * T.float32(1 / MAX_CODE))
+        T.buffer_store(k_pages, scale, [page, pages.key_scale_row, offset, T.ramp(0, 1, 4)])
+
+    def quantize_value(qkv, token, row, v_pages, page, offset) -> None:
+        """Statements: qkv[token, row, :] becomes entry ``offset`` of an 8-bit page."""
+        values = [T.Bind(isa.load(qkv, token, row, c)) for c in range(0, d, L)]
+        largest, rounded = quantized(isa, values)
+        codes = stack_buffer(d, "int8")
+        for v, value in enumerate(rounded):
+            T.buffer_store(codes, code_bytes(isa, value, "int8"), [isa.ramp(v * L)])
+        with T.serial(d) as c:
+            T.buffer_store(v_pages, codes[c], [page, offset // 4, c, offset % 4])
+        scale = T.reinterpret("int8x4", largest * T.float32(1 / MAX_CODE))
+        place = [page, pages.value_scale_row + offset // d, offset % d, T.ramp(0, 1, 4)]
+        T.buffer_store(v_pages, scale, place)
+
     @T.inline
     def observe(q_out, token, head, observed, row):
         """Copy the query heads that share ``head``, unless ``row`` is -1."""
@@ -103,51 +134,62 @@ def rope_append(
                     observed[row, head * g + j, isa.ramp(v * L)] = q_out[token, head * g + j, isa.ramp(v * L)]
 
     @T.inline
+    def rotate_queries(qkv, cos_sin, token, head, query_slots, observed, q_out):
+        """The query heads that share ``head``."""
+        for j in T.serial(g):
+            rotate(qkv, cos_sin, token, head * g + j, q_out, (token, head * g + j))
+        if observed is not None:
+            observe(q_out, token, head, observed, query_slots[token])
+
+    @T.inline
+    def append_word_run(
+        num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out
+    ):
+        keys = T.sblock_alloc_buffer((L, d), "uint16" if P == 2 else dtype)
+        broken = T.sblock_alloc_buffer((1,), "int32")
+        first: T.let = append_slots[head, token0]
+        broken[0] = T.Select(num_tokens < L or first % page_size + L > page_size or first % P > 0, 1, 0)
+        for i in T.serial(num_tokens):
+            rotate_queries(qkv, cos_sin, token0 + i, head, query_slots, observed, q_out)
+            rotate(qkv, cos_sin, token0 + i, H + head, keys, (i,))
+            broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
+        if broken[0] == 0:
+            page: T.let = T.cast(first // page_size, "int64")
+            store_run(qkv, keys, token0, head, k_pages, v_pages, page, first % page_size)
+        else:
+            for i in T.serial(num_tokens):
+                slot: T.let = append_slots[head, token0 + i]
+                target: T.let = T.cast(slot // page_size, "int64")
+                store_token(qkv, keys, i, token0 + i, head, k_pages, v_pages, target, slot % page_size)
+
+    @T.inline
+    def append_int8_run(
+        num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out
+    ):
+        key = T.sblock_alloc_buffer((1, d), "float32")
+        for i in T.serial(num_tokens):
+            rotate_queries(qkv, cos_sin, token0 + i, head, query_slots, observed, q_out)
+            rotate(qkv, cos_sin, token0 + i, H + head, key, (0,))
+            slot: T.let = append_slots[head, token0 + i]
+            page: T.let = T.cast(slot // page_size, "int64")
+            quantize_key(key, k_pages, page, slot % page_size)
+            quantize_value(qkv, token0 + i, H + G + head, v_pages, page, slot % page_size)
+
+    append_tokens = append_int8_run if pages.is_int8 else append_word_run
+
+    @T.inline
     def append(n, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out):
         @T.inline
         def append_run(task):
             with T.sblock("run"):
                 T.reads()
                 T.writes()
-                keys = T.sblock_alloc_buffer((L, d), "uint16" if P == 2 else dtype)
-                broken = T.sblock_alloc_buffer((1,), "int32")
                 head: T.let = task % G
                 token0: T.let = task // G * L
                 num_tokens: T.let = T.min(T.int64(L), n - token0)
-                first: T.let = append_slots[head, token0]
-                broken[0] = T.Select(num_tokens < L or first % page_size + L > page_size or first % P > 0, 1, 0)
-                for i in T.serial(num_tokens):
-                    for j in T.serial(g):
-                        rotate(qkv, cos_sin, token0 + i, head * g + j, q_out, (token0 + i, head * g + j))
-                    if observed is not None:
-                        observe(q_out, token0 + i, head, observed, query_slots[token0 + i])
-                    rotate(qkv, cos_sin, token0 + i, H + head, keys, (i,))
-                    broken[0] = broken[0] | (append_slots[head, token0 + i] - T.cast(i, "int32") - first)
-                if broken[0] == 0:
-                    store_run(
-                        qkv,
-                        keys,
-                        token0,
-                        head,
-                        k_pages,
-                        v_pages,
-                        T.cast(first // page_size, "int64"),
-                        first % page_size,
-                    )
-                else:
-                    for i in T.serial(num_tokens):
-                        slot: T.let = append_slots[head, token0 + i]
-                        store_token(
-                            qkv,
-                            keys,
-                            i,
-                            token0 + i,
-                            head,
-                            k_pages,
-                            v_pages,
-                            T.cast(slot // page_size, "int64"),
-                            slot % page_size,
-                        )
+                append_tokens(
+                    num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out
+                )
 
         with T.sblock("root"):
             T.reads()
@@ -175,8 +217,8 @@ def rope_append(
         qkv = T.match_buffer(qkv_handle, (n, H + 2 * G, d), dtype)
         cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
         append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
+        v_pages = T.match_buffer(v_pages_handle, pages.value_shape(num_pages), pages.value_dtype)
         q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
         append(n, qkv, cos_sin, append_slots, None, k_pages, v_pages, None, q_out)
 
@@ -199,8 +241,8 @@ def rope_append(
         cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
         append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
         query_slots = T.match_buffer(query_slots_handle, (n,), "int32")
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
-        v_pages = T.match_buffer(v_pages_handle, (num_pages, page_size // P, d, P), dtype)
+        k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
+        v_pages = T.match_buffer(v_pages_handle, pages.value_shape(num_pages), pages.value_dtype)
         observed = T.match_buffer(observed_handle, (num_observed, H, d), dtype)
         q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
         append(n, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out)

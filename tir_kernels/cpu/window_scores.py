@@ -15,6 +15,7 @@ from .attention_block import NEVER
 from .attention_shape import AttentionShape
 from .isa import VectorISA
 from .scratch import stack_buffer
+from .unpacked_pages import rotate_query, unpack_keys
 from .vector_ranges import vector_starts
 
 _PARTS = 32  # of the pages of a head, shared by the threads; a multiple of every tier's lanes
@@ -29,12 +30,13 @@ def window_scores(
     dtype: str,
     isa: VectorISA,
     sm_scale: float,
+    kv_dtype: str = "model",
 ) -> PrimFunc:
     """(observed, first_row, newest, k_pages, page_indices, kv_lengths, scores) of one sequence and layer.
 
     observed : dtype [rows, H, d], of which the rows first_row .. first_row + window - 1 are a ring of queries (after
         RoPE); first_row + newest holds the newest token's. first_row, newest : int64
-    k_pages : dtype [head pages, d / P, page_size, P]; P is 2 for bfloat16, else 1
+    k_pages : of dtype, or 8-bit if kv_dtype is "int8" (tir_kernels/kv_pages.py), then unpacked to float32
     page_indices : int32 [G, pages], of which a head reads as many as it needs; kv_lengths : int32 [G]
     scores : float32 [G, max_len], written whole; max_len is at least every length
 
@@ -47,7 +49,9 @@ def window_scores(
     rows = W * g  # of a key/value head; row = age * group + query head within the group
     max_row_block = 8 if isa.num_vector_registers >= 32 else 4
     R = max(x for x in range(1, max_row_block + 1) if rows % x == 0)
-    shape = AttentionShape(H, G, d, page_size, dtype, isa, R)
+    stored = AttentionShape(H, G, d, page_size, dtype, isa, R, kv_dtype)
+    pages = stored.pages
+    shape = stored.unpacked if pages.is_int8 else stored
     P, ramp, key_block = shape.pair, isa.ramp, shape.key_block
     vectors = page_size // L
     scale = sm_scale * math.log2(math.e)
@@ -65,10 +69,22 @@ def window_scores(
                     )
                 else:
                     queries[row, ramp(query_starts[v])] = isa.load(observed, source, j, query_starts[v])
+            if pages.is_int8:
+                rotate_query(stored, queries, row)
+
+    def page_scratch() -> T.Buffer | None:
+        return T.meta_var(T.sblock_alloc_buffer((1, d, page_size), "float32") if pages.is_int8 else None)
+
+    def read_page(k_pages, head_page, unpacked) -> tuple:
+        """(buffer, page) where the keys of a page can be multiplied."""
+        if not pages.is_int8:
+            return T.meta_var((k_pages, head_page))
+        unpack_keys(stored, k_pages, head_page, unpacked)
+        return T.meta_var((unpacked, 0))
 
     @T.inline
-    def compute_scores(queries, row0, k_pages, head_page, s):
-        """s[i, t] = q.k in base 2 units, of row ``row0 + i`` of ``queries`` and entry t of a page."""
+    def compute_scores(queries, row0, keys, s):
+        """s[i, t] = q.k in base 2 units, of row ``row0 + i`` of ``queries`` and entry t of a page (``read_page``)."""
         for kb in T.serial(page_size // key_block):
             with T.sblock("scores"):
                 T.reads()
@@ -79,12 +95,12 @@ def window_scores(
                 for c in T.serial(d // P):
                     for v in T.unroll(key_block // L):
                         for i in T.unroll(R):
-                            acc[ramp(i * key_block + v * L)] = shape.multiply_add(
+                            acc[ramp(i * key_block + v * L)] = shape.add_scores(
                                 acc[ramp(i * key_block + v * L)],
                                 queries,
                                 row0 + i,
                                 c,
-                                shape.page_words(k_pages, head_page, c, kb * key_block + v * L, only_first=False),
+                                shape.page_words(*keys, c, kb * key_block + v * L),
                             )
                 for i in T.unroll(R):
                     for v in T.unroll(key_block // L):
@@ -169,7 +185,7 @@ def window_scores(
         num_indices = T.int64()
         max_len = T.int64()
         observed = T.match_buffer(observed_handle, (num_rows, H, d), dtype)
-        k_pages = T.match_buffer(k_pages_handle, (num_pages, d // P, page_size, P), dtype)
+        k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
         page_indices = T.match_buffer(page_indices_handle, (G, num_indices), "int32")
         kv_lengths = T.match_buffer(kv_lengths_handle, (G,), "int32")
         scores = T.match_buffer(scores_handle, (G, max_len), "float32")
@@ -189,6 +205,7 @@ def window_scores(
                     with T.sblock("statistics"):
                         T.reads()
                         T.writes()
+                        unpacked = page_scratch()
                         s = T.sblock_alloc_buffer((R, page_size), "float32")
                         maxima = T.sblock_alloc_buffer((rows, L), "float32")
                         sums = T.sblock_alloc_buffer((rows, L), "float32")
@@ -198,9 +215,10 @@ def window_scores(
                             sums[r, ramp(0)] = isa.zero()
                         for p in T.serial(first_page(kv_lengths, head, task), first_page(kv_lengths, head, task + G)):
                             head_page: T.let = T.cast(page_indices[head, p], "int64")
+                            keys = read_page(k_pages, head_page, unpacked)
                             visible0: T.let = kv_lengths[head] - W + 1 - p * page_size
                             for r in T.serial(rows // R):
-                                compute_scores(queries, head * rows + r * R, k_pages, head_page, s)
+                                compute_scores(queries, head * rows + r * R, keys, s)
                                 if visible0 + r * R // g < page_size:
                                     add_to_sums(s, r * R, visible0, True, maxima, sums)
                                 else:
@@ -220,17 +238,19 @@ def window_scores(
                     with T.sblock("probabilities"):
                         T.reads()
                         T.writes()
+                        unpacked = page_scratch()
                         s = T.sblock_alloc_buffer((R, page_size), "float32")
                         means = T.sblock_alloc_buffer((page_size,), "float32")
                         head: T.let = task % G
                         for p in T.serial(first_page(kv_lengths, head, task), first_page(kv_lengths, head, task + G)):
                             head_page: T.let = T.cast(page_indices[head, p], "int64")
+                            keys = read_page(k_pages, head_page, unpacked)
                             visible0: T.let = kv_lengths[head] - W + 1 - p * page_size
                             for v in T.unroll(vectors):
                                 means[ramp(v * L)] = isa.zero()
                             for r in T.serial(rows // R):
                                 row0: T.let = head * rows + r * R
-                                compute_scores(queries, head * rows + r * R, k_pages, head_page, s)
+                                compute_scores(queries, head * rows + r * R, keys, s)
                                 if visible0 + r * R // g < page_size:
                                     add_to_means(s, r * R, visible0, True, row0, row_maxima, row_weights, means)
                                 else:

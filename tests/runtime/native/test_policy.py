@@ -7,7 +7,7 @@ EVERY_KEY = (
     "prefill=entropy;decode=latent;segment_size=512;block_size=8;threshold_len=4096;base_budget=2048;"
     "entropy_threshold=1e-05;delta_t=0.4;alpha=0.5;max_budget_factor=3.0;keep_first=0;keep_recent=0;layer_skip=1;"
     "capacity=1024;window=32;decode_gap=-1;pooling=average;pooling_kernel=5;adaptive_alpha=0.2;sinks=4;slack=256;"
-    "compress_when=always"
+    "compress_when=always;kv_dtype=model"
 )
 
 
@@ -40,6 +40,7 @@ def test_good_texts(libraries, text):
     ("keep_first=-1", "keep_first and keep_recent must not be negative"),
     ("decode_gap=-2", "decode_gap must be at least -1"),
     ("pooling_kernel=4", "pooling_kernel must be odd"),
+    ("kv_dtype=int4", "kv_dtype must be model or int8"),
     ("compress_when=never", "compress_when must be always or pressure"),
 ])
 def test_bad_texts(libraries, text, message):
@@ -55,6 +56,7 @@ def test_bad_texts(libraries, text, message):
     ("segment_size=128", "segment_size=512", "segment_size cannot become 512, .* compiled with 128"),
     ("", "block_size=16", "block_size cannot"),
     ("", "layer_skip=2", "layer_skip cannot"),
+    ("", "kv_dtype=int8", "kv_dtype cannot become int8"),
     ("decode=latent", "window=16", "window cannot"),
 ])
 def test_what_was_compiled_in_stays(libraries, compiled, text, message):
