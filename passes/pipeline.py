@@ -42,7 +42,8 @@ def cpu_pipeline(
     target : where the library runs; its CPU features choose the kernels.
     weight_format : how matrices are stored.
     metadata : of the library (``library_metadata``); its policy chooses the attention, and its prefill_chunk_size,
-        max_batch_size and vocab_size bound the temporary memory. Completed in place with memory figures and attached as ``_metadata``.
+        max_batch_size and vocab_size bound the temporary memory. Completed in place with memory figures and attached
+        as ``_metadata``.
     debug_dump : folder for the module after each phase, or None.
     """
     isa = vector_isa(target)

@@ -89,7 +89,7 @@ def test_unlimited_budget_is_dense_bit_for_bit_in_bfloat16(weights, tmp_path):
     assert not np.array_equal(limited, dense)
 
 
-@pytest.mark.parametrize("decode", ["latent", "snapkv", "adakv", "streaming"])
+@pytest.mark.parametrize("decode", ["latent;decode_gap=16", "snapkv", "adakv", "streaming"])
 def test_decoding_past_compressions(library, decode):
     """The first compression after the gap, more when the sequence has grown, and a second prompt in between."""
     actual = sequence(library, f"decode={decode};threshold_len=100000")
