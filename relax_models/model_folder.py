@@ -29,8 +29,8 @@ def write_model_folder(
     It gets params_shard_*.bin, tensor-cache.json, tokenizer.json, tokenizer_config.json and mlc-chat-config.json. An
     older model folder there is replaced.
 
-    `policy` is the library's; the other parameters are those of `convert_weights`. Raises UserError with nothing left behind; other exceptions
-    (KeyboardInterrupt) leave nothing behind either.
+    `policy` is the library's; the other parameters are those of `convert_weights`. Raises UserError with nothing left
+    behind; other exceptions (KeyboardInterrupt) leave nothing behind either.
     """
     source = open_weight_source(weights)
     is_gguf = isinstance(source, GGUFSource)

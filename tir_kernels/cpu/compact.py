@@ -21,8 +21,8 @@ def compact(
         target page is the source page at the same place, or no source page of any head.
     kept : int32 [G, max_kept], ascending without repetition; kept_lengths : int32 [G], how many of them count
 
-    A task owns 16 dimensions of a head, the first one the scales of 8-bit entries, too. It reads an entry before it writes one at the same place or above, since
-    kept[h, i] >= i.
+    A task owns 16 dimensions of a head, the first one the scales of 8-bit entries, too. It reads an entry before it
+    writes one at the same place or above, since kept[h, i] >= i.
     """
     G, d, L = num_key_value_heads, head_dim, isa.lanes
     pages = KVPages(head_dim, page_size, stored_dtype(kv_dtype, dtype))
