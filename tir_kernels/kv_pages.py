@@ -17,12 +17,15 @@ entry is found with all that belongs to it in one page.
 from dataclasses import dataclass
 
 _WORD_BYTES = 4
-_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
 class KVPages:
-    """Pages of elements of ``dtype``: bfloat16, float32 or int8. head_dim and page_size are multiples of 16."""
+    """Pages of elements of ``dtype``: float16, bfloat16, float32 or int8.
+
+    head_dim and page_size are multiples of 16.
+    """
 
     head_dim: int
     page_size: int

@@ -7,8 +7,12 @@ import int8_entries
 import ml_dtypes
 import numpy as np
 
-NUMPY_DTYPE = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
-PAIR = {"bfloat16": 2, "float32": 1}
+NUMPY_DTYPE = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+}
+PAIR = {"float16": 2, "bfloat16": 2, "float32": 1}
 
 
 def pack_keys(keys: np.ndarray, pair: int) -> np.ndarray:
