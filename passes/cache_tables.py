@@ -38,14 +38,13 @@ class LayerTables:
 
 @dataclass
 class GateTables:
-    """Once a gated function: int32 segments [S, 5], gated_tiles [T, 4], block_ranges [B, 2]; float32 parameters [8];
-    and the work space that flows from layer to layer: float32 scores [S, G, N], int32 block_counts [S, G] and
+    """Once a gated function: int32 segments [S, 5], gated_tiles [T, 4], block_ranges [B, 2], and
+    the work space that flows from layer to layer: float32 scores [S, G, N], int32 block_counts [S, G] and
     block_lists [S, G, N]."""
 
     segments: relax.Expr
     gated_tiles: relax.Expr
     block_ranges: relax.Expr
-    parameters: relax.Expr
     scores: relax.Expr
     block_counts: relax.Expr
     block_lists: relax.Expr
@@ -103,20 +102,19 @@ class CacheTables:
             _table(2),
             _table(2),
             _table(2),
-            _table(1, "float32"),
             _Sized((*rows, "max_blocks"), "float32"),
             _Sized(rows, "int32"),
             _Sized((*rows, "max_blocks"), "int32"),
         ]
         return GateTables(*self._call("kv_cache_gate", types, "gate"))
 
-    def layer_gate(self, layer: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
-        """(representatives, float32 gates [B + S, G, 4]) of a layer."""
+    def layer_gate(self, layer: relax.Expr) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
+        """(representatives, float32 gates [B + S, G, 4], float32 parameters [8]) of a layer."""
         spec, columns = self._spec, 2 * PAGE_SIZE // self._policy.block_size
         pair = KVPages(spec.head_dim, PAGE_SIZE, spec.dtype).pair
         representatives = ("num_head_pages", spec.head_dim // pair, columns, pair)
         gates = ("num_gates", spec.num_key_value_heads, 4)
-        types = [_Sized(representatives, spec.dtype), _Sized(gates, "float32")]
+        types = [_Sized(representatives, spec.dtype), _Sized(gates, "float32"), _table(1, "float32")]
         return tuple(self._call("kv_cache_layer_gate", types, "layer_gate", layer))
 
     def _call(self, function: str, types: list, name: str, *args: relax.Expr) -> list[relax.Expr]:

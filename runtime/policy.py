@@ -43,6 +43,7 @@ DECODE_FIELDS = (
 _RUNTIME_GATE_FIELDS = (
     "threshold_len",
     "base_budget",
+    "layer_budgets",
     "entropy_threshold",
     "delta_t",
     "alpha",
@@ -85,6 +86,9 @@ class Policy:
         Segments that start before it are attended to densely.
     base_budget, default 2048
         Earlier entries that a segment of a rigid head attends to, and the least for any other.
+    layer_budgets, default "1"
+        Factors of base_budget with commas between them, stretched over the layers: of n factors, layer l of L takes
+        number l * n // L (counted from 0). Not in the paper.
     entropy_threshold, default 1e-5
         A head is rigid while the entropies (nats) of its segments stay below it.
     delta_t, default 0.4
@@ -146,6 +150,7 @@ class Policy:
     block_size: int = 8
     threshold_len: int = 4096
     base_budget: int = 2048
+    layer_budgets: str = "1"
     entropy_threshold: float = 1e-5
     delta_t: float = 0.4
     alpha: float = 0.5

@@ -54,6 +54,8 @@ def check_policy(values: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]
         if not low <= values[name] <= high:  # true for NaN too
             raise not_allowed(name, values[name], f"it must lie between {low} and {high:.10g}")
 
+    if not _are_positive_numbers(values["layer_budgets"]):
+        raise not_allowed("layer_budgets", values["layer_budgets"], "it must be positive numbers such as 2,1,0.5")
     block_size, window, capacity = values["block_size"], values["window"], values["capacity"]
     chosen = values["keep_first"] + values["keep_recent"]
     tail = max(window, _EXACT_TAIL)
@@ -76,6 +78,13 @@ def check_policy(values: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]
     for name, (allowed, remedy) in together.items():
         if not allowed:
             raise not_allowed(name, values[name], remedy)
+
+
+def _are_positive_numbers(text: str) -> bool:
+    try:
+        return all(0 < float(number) < _LARGEST for number in text.split(","))
+    except ValueError:
+        return False
 
 
 def not_allowed(name: str, value: object, remedy: str) -> UserError:

@@ -19,27 +19,31 @@ class GateStep {
   static constexpr int64_t kGateColumns = 4;
 
   GateStep(const CacheConfig& config, const Policy& policy)
-      : heads_(config.num_key_value_heads), layers_(std::max<int64_t>(config.num_layers - policy.layer_skip, 0)) {}
+      : num_layers_(config.num_layers),
+        heads_(config.num_key_value_heads),
+        layers_(std::max<int64_t>(config.num_layers - policy.layer_skip, 0)) {}
 
   // Forgets the tables of the last step.
   void Begin() { tables_ = ffi::Array<Tensor>(); }
 
-  // (segments, gated_tiles, block_ranges, parameters, scores, block_counts, block_lists); the lengths of the batch
-  // cover the new tokens.
+  // (segments, gated_tiles, block_ranges, scores, block_counts, block_lists); the lengths of the batch cover the new
+  // tokens.
   const ffi::Array<Tensor>& Tables(const std::vector<BatchEntry>& batch, const Policy& policy, bool is_tree) {
     if (!policy.gates()) Unsupported("a sparse prefill: it was compiled for a dense one");
     if (tables_.empty()) Build(batch, policy, is_tree);
     return tables_;
   }
 
-  // (representatives, gates) of a layer, once Tables() was called.
+  // (representatives, gates, parameters) of a layer, once Tables() was called.
   const ffi::Array<Tensor>& Layer(int64_t layer, const Policy& policy, const PageStore& store) {
     if (layer < policy.layer_skip) {
       TVM_FFI_THROW(ValueError) << "Layer " << layer << " is dense: the prefill policy skips " << policy.layer_skip
                                 << " layers.";
     }
     LayerGates& gates = layers_[layer - policy.layer_skip];
-    if (gates.tensors.empty()) gates.tensors = {store.representatives(layer), gates.table.tensor()};
+    if (gates.tensors.empty()) {
+      gates.tensors = {store.representatives(layer), gates.table.tensor(), gates.parameters.tensor()};
+    }
     return gates.tensors;
   }
 
@@ -62,6 +66,7 @@ class GateStep {
  private:
   // Of a layer from layer_skip on.
   struct LayerGates {
+    FloatTable parameters;       // [8]
     FloatTable table;            // [B + number of segments, G, kGateColumns]
     ffi::Array<Tensor> tensors;  // answer of Layer(), empty until asked for in this step
   };
@@ -71,11 +76,14 @@ class GateStep {
     FillSegments();
     FillTiles(PlanGatedTiles(batch, policy, segments_));
     FillBlockRanges(batch, policy.block_size);
-    FillParameters(policy);
     ReserveWorkspaces(policy.segment_size / policy.block_size);
-    for (size_t layer = 0; layer < layers_.size(); ++layer) FillGates(batch, policy, layer);
+    for (size_t layer = 0; layer < layers_.size(); ++layer) {
+      double budget = policy.LayerBudget(policy.layer_skip + layer, num_layers_);
+      FillParameters(policy, budget, &layers_[layer].parameters);
+      FillGates(batch, layer, budget);
+    }
     // Last: as long as it is empty, the step has no tables.
-    tables_ = {segment_table_.tensor(), tiles_.tensor(),        block_ranges_.tensor(), parameters_.tensor(),
+    tables_ = {segment_table_.tensor(), tiles_.tensor(),        block_ranges_.tensor(),
                scores_.tensor(),        block_counts_.tensor(), block_lists_.tensor()};
   }
 
@@ -113,8 +121,8 @@ class GateStep {
     block_ranges_.Publish({count, 2});
   }
 
-  void FillParameters(const Policy& policy) {
-    const double values[8] = {static_cast<double>(policy.base_budget),
+  static void FillParameters(const Policy& policy, double budget, FloatTable* parameters) {
+    const double values[8] = {budget,
                               policy.entropy_threshold,
                               policy.delta_t,
                               policy.alpha,
@@ -122,9 +130,9 @@ class GateStep {
                               static_cast<double>(policy.keep_first / policy.block_size),
                               static_cast<double>(policy.keep_recent / policy.block_size),
                               0};
-    parameters_.Reserve(8);
-    for (int i = 0; i < 8; ++i) parameters_.data()[i] = static_cast<float>(values[i]);
-    parameters_.Publish({8});
+    parameters->Reserve(8);
+    for (int i = 0; i < 8; ++i) parameters->data()[i] = static_cast<float>(values[i]);
+    parameters->Publish({8});
   }
 
   // Not filled: the kernels of a layer write them before they read them.
@@ -140,7 +148,7 @@ class GateStep {
   }
 
   // The state of each sequence, then rows for the observations, NaN until a kernel writes them.
-  void FillGates(const std::vector<BatchEntry>& batch, const Policy& policy, size_t layer) {
+  void FillGates(const std::vector<BatchEntry>& batch, size_t layer, double budget) {
     int64_t rows = static_cast<int64_t>(batch.size() + segments_.size()), row_size = heads_ * kGateColumns;
     FloatTable& table = layers_[layer].table;
     table.Reserve(rows * row_size);
@@ -149,7 +157,7 @@ class GateStep {
       const std::vector<GateRecord>& records = entry.sequence->gate.records;
       if (records.empty()) {
         for (int64_t head = 0; head < heads_; ++head) {
-          for (float value : {-1.0f, static_cast<float>(policy.base_budget), 0.0f, 1.0f}) *out++ = value;
+          for (float value : {-1.0f, static_cast<float>(budget), 0.0f, 1.0f}) *out++ = value;
         }
       } else {
         out = std::copy_n(records.back().values->data() + layer * row_size, row_size, out);
@@ -160,10 +168,10 @@ class GateStep {
     layers_[layer].tensors = ffi::Array<Tensor>();
   }
 
-  int64_t heads_;
+  int64_t num_layers_, heads_;
   std::vector<GateSegment> segments_;
   StepTable segment_table_, tiles_, block_ranges_, block_counts_, block_lists_;
-  FloatTable parameters_, scores_;
+  FloatTable scores_;
   std::vector<LayerGates> layers_;
   ffi::Array<Tensor> tables_;  // answer of Tables(), empty until asked for in this step
 };

@@ -191,13 +191,13 @@ class KVCache {
     return tensors;
   }
 
-  // (segments, gated_tiles, block_ranges, parameters, scores, block_counts, block_lists) of the open step.
+  // (segments, gated_tiles, block_ranges, scores, block_counts, block_lists) of the open step.
   const ffi::Array<Tensor>& Gate() {
     RequireOpenStep("kv_cache_gate");
     return gate_.Tables(batch_, policy_, step_is_tree_);
   }
 
-  // (representatives, gates) of a layer that is not skipped, in the open step.
+  // (representatives, gates, parameters) of a layer that is not skipped, in the open step.
   const ffi::Array<Tensor>& LayerGate(int64_t layer) {
     Gate();
     RequireLayer(layer);

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string>
 #include <unordered_set>
+#include <vector>
 
 #include "ffi.h"
 
@@ -24,6 +25,7 @@ struct Policy {
   // May change at run time.
   int64_t threshold_len = 4096;  // segments that start below this position stay dense
   int64_t base_budget = 2048;    // tokens that a gated segment reads at least, beside itself
+  std::string layer_budgets = "1";  // factors of base_budget, stretched over the layers
   double entropy_threshold = 1e-5;
   double delta_t = 0.4;
   double alpha = 0.5;
@@ -44,6 +46,12 @@ struct Policy {
   bool can_compress = false;
 
   bool gates() const { return prefill != "dense"; }
+  // The least that a gated segment of a layer reads beside itself: what is always chosen, at least.
+  double LayerBudget(int64_t layer, int64_t num_layers) const {
+    std::vector<double> factors = Factors();
+    double budget = factors[layer * factors.size() / num_layers] * base_budget;
+    return std::max(budget, static_cast<double>(std::max(block_size, keep_first + keep_recent)));
+  }
   // Newest entries that compression never drops: the window's own, and enough for an engine's short pops.
   int64_t tail() const { return std::max<int64_t>(window, 64); }
 
@@ -78,8 +86,8 @@ struct Policy {
     return visit("prefill", prefill) || visit("segment_size", segment_size) || visit("block_size", block_size) ||
            visit("layer_skip", layer_skip) || visit("window", window) || visit("kv_dtype", kv_dtype) ||
            visit("threshold_len", threshold_len) ||
-           visit("base_budget", base_budget) || visit("entropy_threshold", entropy_threshold) ||
-           visit("delta_t", delta_t) || visit("alpha", alpha) || visit("max_budget_factor", max_budget_factor) ||
+           visit("base_budget", base_budget) || visit("layer_budgets", layer_budgets) ||
+           visit("entropy_threshold", entropy_threshold) || visit("delta_t", delta_t) || visit("alpha", alpha) || visit("max_budget_factor", max_budget_factor) ||
            visit("keep_first", keep_first) || visit("keep_recent", keep_recent) || visit("decode", decode) ||
            visit("capacity", capacity) || visit("decode_gap", decode_gap) || visit("pooling", pooling) ||
            visit("pooling_kernel", pooling_kernel) || visit("adaptive_alpha", adaptive_alpha) ||
@@ -95,6 +103,14 @@ struct Policy {
     if (stream.fail() || stream.peek() != std::istringstream::traits_type::eof()) {
       TVM_FFI_THROW(ValueError) << "KV cache policy: " << key << " cannot be '" << text << "'.";
     }
+  }
+
+  // The numbers of layer_budgets.
+  std::vector<double> Factors() const {
+    std::vector<double> factors;
+    std::istringstream items(layer_budgets);
+    for (std::string item; std::getline(items, item, ',');) ParseValue("layer_budgets", item, &factors.emplace_back());
+    return factors;
   }
 
   void Assign(const std::string& text) {
@@ -135,6 +151,9 @@ struct Policy {
     Require(block_size > 0 && 64 % block_size == 0, "block_size must divide 64");
     Require(layer_skip >= 0 && threshold_len >= 0, "layer_skip and threshold_len must not be negative");
     Require(base_budget >= block_size, "base_budget must be at least block_size");
+    std::vector<double> factors = Factors();
+    Require(!factors.empty() && *std::min_element(factors.begin(), factors.end()) > 0,
+            "layer_budgets must be positive numbers with commas between them");
     Require(max_budget_factor >= 1, "max_budget_factor must be at least 1");
     Require(entropy_threshold >= 0 && delta_t >= 0 && alpha >= 0,
             "entropy_threshold, delta_t and alpha must not be negative");

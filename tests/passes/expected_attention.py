@@ -77,23 +77,23 @@ class ExpectedFunction:
             (("segments", 2), "int32"),
             (("segments", 2, "blocks"), "int32"),
         ]
-        return self.ask("kv_cache_gate", [table(2), table(2), table(2), table(1, "float32"), *work])
+        return self.ask("kv_cache_gate", [table(2), table(2), table(2), *work])
 
     def gated(self, layer, qkv, observe):
         """Block size 8: 16 columns of representatives a page. ``observe`` names the kernel: first layer or later."""
         q, k, v, (indptr, indices, lengths) = self.append(layer, qkv)
         if self.tables is None:
             self.tables = self.gate()
-        segments, tiles, ranges, parameters, scores, counts, lists = self.tables
-        types = [(("pages", 16, 16, 2), "bfloat16"), (("gates", 2, 4), "float32")]
-        representatives, gates = self.ask("kv_cache_layer_gate", types, relax.prim_value(layer))
+        segments, tiles, ranges, scores, counts, lists = self.tables
+        types = [(("pages", 16, 16, 2), "bfloat16"), (("gates", 2, 4), "float32"), table(1, "float32")]
+        representatives, gates, parameters = self.ask("kv_cache_layer_gate", types, relax.prim_value(layer))
         args = [k, indptr, indices, lengths, ranges, representatives]
         (representatives,) = self.inplace("block_representatives", args, [5], [representatives.ty])
         args = [q, representatives, self.query_indptr, indptr, indices, segments, parameters, scores, gates]
         scores, gates = self.inplace(observe, args, [7, 8], [scores.ty, gates.ty])
         args = [scores, gates, segments, parameters, counts, lists]
         counts, lists = self.inplace("select_blocks", args, [4, 5], [counts.ty, lists.ty])
-        self.tables[4:] = [scores, counts, lists]
+        self.tables[3:] = [scores, counts, lists]
         args = [q, k, v, self.query_indptr, tiles, indptr, indices, lengths, segments, counts, lists]
         return relax.call_tir(self.kernel("attention_gated"), args, self.q_type)
 

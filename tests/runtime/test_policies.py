@@ -18,6 +18,7 @@ DEFAULTS = {
     "alpha": 0.5,
     "max_budget_factor": 3.0,
     "layer_skip": 1,
+    "layer_budgets": "1",
     "layer_fusion": 0.0,
     "window": 32,
     "pooling": "average",
@@ -72,7 +73,7 @@ def test_cache_text_has_what_the_cache_object_knows():
     )
     # The list of kv_cache_create.
     names = (
-        "prefill decode segment_size block_size threshold_len base_budget entropy_threshold delta_t alpha"
+        "prefill decode segment_size block_size threshold_len base_budget layer_budgets entropy_threshold delta_t alpha"
         " max_budget_factor keep_first keep_recent layer_skip capacity window decode_gap pooling pooling_kernel"
         " adaptive_alpha sinks slack compress_when kv_dtype"
     ).split()
@@ -91,6 +92,8 @@ def test_cache_text_has_what_the_cache_object_knows():
         ("block_size=128", "block_size=128 is not allowed: it must lie between 1 and 64"),
         ("base_budget=4", "base_budget=4 is not allowed: it must be at least block_size .8."),
         ("keep_first=2048;keep_recent=8", "base_budget=2048 is not allowed: .* keep_recent .2056."),
+        ("layer_budgets=2,0", "layer_budgets=2,0 is not allowed: it must be positive numbers"),
+        ("layer_budgets=2,", "layer_budgets=2, is not allowed"),
         ("keep_first=12", "keep_first=12 is not allowed: it must be a multiple of block_size .8."),
         ("keep_recent=12", "keep_recent=12 is not allowed"),
         ("capacity=64", "capacity=64 is not allowed: it must be above the 64 newest entries"),

@@ -25,11 +25,11 @@ class NativeGate(NativeCache):
         self.block_size = block_size
 
     def gate(self):
-        """(segments, gated_tiles, block_ranges, parameters, scores, block_counts, block_lists) of the open step."""
+        """(segments, gated_tiles, block_ranges, scores, block_counts, block_lists) of the open step."""
         return [shared_array(t) for t in self.exported("kv_cache_gate")(self.handle)]
 
     def layer_gate(self, layer):
-        """(representatives, gates) of a layer in the open step."""
+        """(representatives, gates, parameters) of a layer in the open step."""
         return [shared_array(t) for t in self.exported("kv_cache_layer_gate")(self.handle, layer)]
 
     def num_head_pages(self):

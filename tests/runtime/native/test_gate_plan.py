@@ -10,8 +10,9 @@ from tvm_ffi import Shape
 SIZE, BLOCK = 64, 8  # of a segment, of a block
 
 
-def gate_cache(libraries, policy="", max_total=4096, prefill_chunk=1024, segment_size=SIZE):
-    policy = f"prefill=entropy;segment_size={segment_size};threshold_len=128;base_budget=64;{policy}".rstrip(";")
+def gate_cache(libraries, policy="", max_total=4096, prefill_chunk=1024, segment_size=SIZE, base_budget=64):
+    fixed = f"prefill=entropy;segment_size={segment_size};threshold_len=128;base_budget={base_budget}"
+    policy = f"{fixed};{policy}".rstrip(";")
     return NativeGate(libraries["float32"], 4, max_total, prefill_chunk, 16, block_size=BLOCK, policy=policy)
 
 
@@ -64,7 +65,7 @@ def test_tables_of_a_ragged_batch(cache):
         cache.add(seq)
     step(cache, [2], [100])
     cache.begin([0, 1, 2], [260, 30, 100])
-    segments, tiles, ranges, parameters, scores, counts, lists = cache.gate()
+    segments, tiles, ranges, scores, counts, lists = cache.gate()
     assert segments.tolist() == [[0, 64, 1, 0, 0], [0, 128, 2, 3, 1], [0, 192, 3, 4, 1], [2, 28, 2, 2, 1]]
     assert sorted(tiles.tolist()) == [
         [0, 0, 64, -1], [0, 64, 64, -1], [0, 128, 64, 1], [0, 192, 64, 2], [0, 256, 4, -1],
@@ -72,16 +73,17 @@ def test_tables_of_a_ragged_batch(cache):
         [2, 0, 28, -1], [2, 28, 64, 3], [2, 92, 8, -1],
     ]  # fmt: skip
     assert ranges.tolist() == [[0, 33], [0, 4], [12, 25]]
-    np.testing.assert_array_equal(parameters, np.float32([64, 1e-5, 0.4, 0.5, 3, 0, 0, 0]))
     assert scores.shape == lists.shape == (4, KV_HEADS, 3 * SIZE // BLOCK) and counts.shape == (4, KV_HEADS)
     assert [t.dtype for t in (scores, counts, lists)] == [np.float32, np.int32, np.int32]
-    assert [t.shape for t in cache.layer_gate(1)] == [(cache.num_head_pages(), HEAD_DIM, 16, 1), (3 + 4, KV_HEADS, 4)]
+    representatives, gates, parameters = cache.layer_gate(1)
+    assert representatives.shape == (cache.num_head_pages(), HEAD_DIM, 16, 1) and gates.shape == (3 + 4, KV_HEADS, 4)
+    np.testing.assert_array_equal(parameters, np.float32([64, 1e-5, 0.4, 0.5, 3, 0, 0, 0]))
 
 
 def test_the_tables_of_a_segmentless_step_are_empty(cache):
     cache.add(1)
     cache.begin([1], [1])
-    segments, tiles, ranges, _, scores, counts, lists = cache.gate()
+    segments, tiles, ranges, scores, counts, lists = cache.gate()
     assert [t.shape for t in (segments, scores, counts, lists)] == [(0, 5), (0, 2, 1), (0, 2), (0, 2, 1)]
     assert tiles.tolist() == [[0, 0, 1, -1]] and ranges.tolist() == [[0, 1]]
     np.testing.assert_array_equal(cache.layer_gate(1)[1], np.float32([[[-1, 64, 0, 1]] * KV_HEADS]))
@@ -208,10 +210,21 @@ def test_configure_changes_the_next_plan(cache):
         "keep_first=16;keep_recent=24"
     )
     cache.begin([1], [256])
-    segments, _, _, parameters, *_ = cache.gate()
+    segments = cache.gate()[0]
     assert [gated for *_, gated in segments.tolist()] == [0, 0, 1]
-    assert parameters.tolist() == [32, 0.5, 0.25, 2, 1.5, 2, 3, 0]
-    assert cache.layer_gate(1)[1][0].tolist() == [[-1, 32, 0, 1]] * KV_HEADS
+    _, gates, parameters = cache.layer_gate(1)
+    assert parameters.tolist() == [40, 0.5, 0.25, 2, 1.5, 2, 3, 0]  # no less than what is always chosen
+    assert gates[0].tolist() == [[-1, 40, 0, 1]] * KV_HEADS
+
+
+@pytest.mark.parametrize("factors, budgets", [("2,0.5", [200, 50]), ("3,0.01,5", [300, BLOCK]), ("0.75", [75, 75])])
+def test_layer_budgets_are_stretched_over_the_layers(libraries, factors, budgets):
+    cache = gate_cache(libraries, f"layer_skip=0;layer_budgets={factors}", base_budget=100)
+    cache.add(1)
+    cache.begin([1], [100])
+    cache.gate()
+    assert [cache.layer_gate(layer)[2][0] for layer in range(LAYERS)] == budgets
+    assert [cache.layer_gate(layer)[1][0, 0, 1] for layer in range(LAYERS)] == budgets
 
 
 def test_answers_are_made_once_a_step_in_aligned_memory_that_stays(cache):

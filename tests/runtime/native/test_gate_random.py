@@ -29,7 +29,7 @@ class GateMachine(CacheMachine):
     def use_step(self, seqs, lengths, as_tree):
         if self.rng.integers(2):
             return
-        segments, tiles, ranges, _, scores, counts, lists = self.cache.gate()
+        segments, tiles, ranges, scores, counts, lists = self.cache.gate()
         expected = self.model.segments(seqs, lengths, as_tree)
         assert segments.tolist() == expected
         self.check_tiles(tiles, lengths, self.model.row_segments(seqs, lengths, expected))

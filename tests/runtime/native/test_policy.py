@@ -4,7 +4,7 @@ import pytest
 from native_cache import NativeCache
 
 EVERY_KEY = (
-    "prefill=entropy;decode=latent;segment_size=512;block_size=8;threshold_len=4096;base_budget=2048;"
+    "prefill=entropy;decode=latent;segment_size=512;block_size=8;threshold_len=4096;base_budget=2048;layer_budgets=2,.5;"
     "entropy_threshold=1e-05;delta_t=0.4;alpha=0.5;max_budget_factor=3.0;keep_first=0;keep_recent=0;layer_skip=1;"
     "capacity=1024;window=32;decode_gap=-1;pooling=average;pooling_kernel=5;adaptive_alpha=0.2;sinks=4;slack=256;"
     "compress_when=always;kv_dtype=model"
@@ -36,6 +36,9 @@ def test_good_texts(libraries, text):
     ("segment_size=96", "segment_size must be a positive multiple of 64"),
     ("block_size=12", "block_size must divide 64"),
     ("base_budget=7", "base_budget must be at least block_size"),
+    ("layer_budgets=1,,2", "layer_budgets cannot be ''"),
+    ("layer_budgets=1,a", "layer_budgets cannot be 'a'"),
+    ("layer_budgets=1,0", "layer_budgets must be positive numbers"),
     ("max_budget_factor=0.5", "max_budget_factor must be at least 1"),
     ("keep_first=-1", "keep_first and keep_recent must not be negative"),
     ("decode_gap=-2", "decode_gap must be at least -1"),
