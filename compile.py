@@ -36,7 +36,7 @@ def compile_model(
     """Compile a model library; with --weights, convert the weights that belong to it as well."""
     # Compiler imports take seconds: a mistake in the arguments of typer is reported before them.
     from passes.build_library import LibraryFacts, build_library, library_metadata
-    from passes.cpu_target import parse_target
+    from passes.target import parse_target
     from relax_models.chat_config import update_policy
     from relax_models.convert_weights import check_weights
     from relax_models.hub import local_model

@@ -25,7 +25,7 @@ from benchmarks.tables import METRICS, gaps, speed_table
 from benchmarks.timing import END_TO_END_TOKENS, SETTLING_TOKENS
 from benchmarks.variants import PEERS, Variant, chosen, our_variants
 from benchmarks.worker import ENGINES
-from passes.cpu_target import parse_target
+from passes.target import parse_target
 from relax_models.config_gguf import config_from_gguf
 from runtime.console import user_errors
 from runtime.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 
 import passes.build_library
 from passes.build_library import LibraryFacts, build_library, library_metadata
-from passes.cpu_target import parse_target
+from passes.target import parse_target
 from relax_models.config import ModelConfig
 from relax_models.convert_weights import convert_weights
 from relax_models.registry import export_model

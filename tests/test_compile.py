@@ -133,7 +133,7 @@ def bad_inputs(hf_folder, tmp_path, smollm2_gguf) -> dict[str, str]:
     [
         (["--model", "qwen9"], ["qwen9", "qwen"]),
         (["--model", "{hf}", "--target", "toaster"], ["toaster", "llvm"]),
-        (["--model", "qwen", "--target", "cuda"], ["cuda", "llvm"]),
+        (["--model", "qwen", "--target", "vulkan"], ["vulkan", "cuda"]),
         (["--model", "{hf}", "--quantization", "q3"], ["q3", "q4bf16_1"]),
         (["--model", "no/such/folder"], ["no/such/folder"]),
         (["--model", "missing.gguf"], ["missing.gguf"]),
