@@ -112,7 +112,7 @@ def _fields(text: str) -> dict:
 
 def _any_cpu_of_this_family() -> dict:
     mcpu = "x86-64-v2" if platform.machine().lower() in ("x86_64", "amd64") else "generic"
-    return {"kind": "llvm", "mtriple": llvm_get_system_triple(), "mcpu": mcpu}
+    return {"kind": "llvm", "mcpu": mcpu}
 
 
 def _json_fields(text: str) -> dict:

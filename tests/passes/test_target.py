@@ -1,5 +1,5 @@
 import pytest
-from tvm.target.codegen import llvm_get_system_cpu, llvm_get_system_triple
+from tvm.target.codegen import llvm_get_system_cpu
 
 from passes.target import DEFAULT_CUDA_ARCHS, REFUSED, cuda_archs, parse_target
 from runtime.errors import UserError
@@ -56,7 +56,7 @@ def test_a_cuda_target_has_what_all_its_architectures_have():
 
 def test_the_host_of_a_gpu_library():
     host = parse_target("cuda").host.attrs
-    assert host["mtriple"] == llvm_get_system_triple() and host["mcpu"] != llvm_get_system_cpu()
+    assert "mtriple" not in host and host["mcpu"] in ("x86-64-v2", "generic")
     assert parse_target("cuda", mcpu="haswell").host.attrs["mcpu"] == "haswell"
     assert parse_target("metal").host.attrs["mtriple"] == "arm64-apple-macos"
     assert parse_target("webgpu").host.attrs["mtriple"].startswith("wasm32")
