@@ -13,6 +13,7 @@ from pathlib import Path
 from runtime.errors import UserError
 from runtime.native.toolchain import compiler_command
 
+SYSTEM_ROOT = "/usr/local/cuda"  # and, for one release, such as /usr/local/cuda-13.0
 _INSTALL = "`pip install 'entropy-mlc[cuda]'` (in a clone: `pip install -e '.[cuda]'`)"
 # No --use_fast_math: masks and running maxima are infinities, and divisions are to be as exact as the CPU's.
 _FLAGS = [
@@ -104,7 +105,8 @@ def _candidates() -> list[Path]:
     roots = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME")]
     paths = [Path(root, "bin/nvcc") for root in roots if root]
     paths += [Path(path) for path in (shutil.which("nvcc"),) if path]
-    paths += [Path(root, "bin/nvcc") for root in ("/usr/local/cuda", *sorted(glob.glob("/usr/local/cuda-*"))[::-1])]
+    system = (SYSTEM_ROOT, *sorted(glob.glob(f"{SYSTEM_ROOT}-*"), reverse=True))
+    paths += [Path(root, "bin/nvcc") for root in system]
     paths += [Path(root, "bin/nvcc") for root in _wheel_roots()]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
