@@ -13,6 +13,7 @@ NUMPY_DTYPE = {
     "float32": np.dtype(np.float32),
 }
 PAIR = {"float16": 2, "bfloat16": 2, "float32": 1}
+ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 0.0}  # of a stored result; bfloat16 may be truncated
 
 
 def pack_keys(keys: np.ndarray, pair: int) -> np.ndarray:
@@ -132,30 +133,34 @@ class Attention:
     out [n, H, d]; spread [n, H, d] is the softmax-weighted mean of abs(v), what a relative error of the weights
     multiplies; magnitude [n, H] is the largest sum of abs(q k) of a row times sm_scale, what a relative error of its
     products multiplies. rounding [n, H, d] is the most that weights of 8 bits change: half a step, 1/255 of a page's
-    largest weight times its largest scale of a value, for every code of the page.
+    largest weight times its largest scale of a value, for every code of the page. total [n, H, d] is the sum of abs(v),
+    what an absolute error of the weights, the largest of them being 1 or more, multiplies at most.
     """
 
     out: np.ndarray
     spread: np.ndarray
     magnitude: np.ndarray
     rounding: np.ndarray
+    total: np.ndarray
 
-    def error_bound(self, dtype: str, bf16_weights: bool, int8_weights: bool = False) -> np.ndarray:
+    def error_bound(self, dtype: str, rounded_weights: bool, int8_weights: bool = False) -> np.ndarray:
         """What a kernel may differ from ``out``, [n, H, d].
 
         A score is a sum of d products in float32, then scaled and shifted by the maximum: absolute error at most
         (d + 4) 2**-24 magnitude, and the same relative error of its weight. exp2 adds 2e-7, for bfloat16 1e-4.
-        Numerator and denominator both carry these; bfloat16 weights (2**-8) go into the numerator only. Both are sums
-        over the context, by lane or by split: at most 5000 roundings one after the other for the lengths tested.
-        bfloat16 output adds 2**-8. 8-bit weights are products of two exp2, and are rounded. Entries that are not seen
-        may have weights of 2**-126, the least that some CPUs compute.
+        Numerator and denominator both carry these; weights of 16 bits go into the numerator only, and below 2**-14 those
+        of float16 have an absolute error. Both are sums over the context, by lane or by split: at most 5000 roundings one
+        after the other for the lengths tested. 16-bit output is rounded. 8-bit weights are products of two exp2, and are
+        rounded. Entries that are not seen may have weights of 2**-126, the least that some CPUs compute.
         """
         d = self.out.shape[-1]
         scores = (d + 4) * 2.0**-24 * self.magnitude[..., None]
         weights = 2e-4 if int8_weights else 2e-7 if dtype == "float32" else 1e-4
-        relative = 2 * (scores + weights + 5000 * 2.0**-24) + (2.0**-8 if bf16_weights else 0)
+        relative = 2 * (scores + weights + 5000 * 2.0**-24) + (ROUNDOFF[dtype] if rounded_weights else 0)
         bound = relative * self.spread + (self.rounding if int8_weights else 0) + 1e-35
-        return bound if dtype == "float32" else bound + 2.0**-8 * (np.abs(self.out) + bound)
+        if dtype == "float16":  # its least subnormal is 2**-24
+            bound += 2.0**-25 * (1 + (self.total if rounded_weights else 0))
+        return bound + ROUNDOFF[dtype] * (np.abs(self.out) + bound)
 
 
 def reference_attention(
@@ -175,7 +180,8 @@ def reference_attention(
     num_key_value_heads = len(cache.keys)
     group = q.shape[1] // num_key_value_heads
     q = q.astype(np.float64)
-    result = Attention(np.empty(q.shape), np.empty(q.shape), np.empty(q.shape[:2]), np.zeros(q.shape))
+    empty = [np.empty(shape) for shape in (q.shape, q.shape, q.shape[:2])]
+    result = Attention(*empty, rounding=np.zeros(q.shape), total=np.empty(q.shape))
     row = 0
     for b, rows in enumerate(query_lengths):
         for h in range(num_key_value_heads):
@@ -189,6 +195,7 @@ def reference_attention(
             weights /= weights.sum(-1, keepdims=True)
             result.out[at] = weights @ values
             result.spread[at] = weights @ np.abs(values)
+            result.total[at] = (visible @ np.abs(values))[:, None]
             result.magnitude[at] = (np.abs(q[at]) @ np.abs(keys).T).max(-1) * sm_scale
             if cache.value_scales is not None:
                 scales = cache.value_scales[h][b]

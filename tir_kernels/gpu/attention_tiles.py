@@ -1,0 +1,81 @@
+"""The blocks of threads of a prefill attention, and what each has to do according to the tables of the cache."""
+
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from .attention_mma import MMAAttention
+from .attention_simt import SIMTAttention
+from .attention_task import QUERY_TILE, AttentionShape, ChosenBlocks, Task
+from .register import register
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tensors of attention_prefill, in its order."""
+
+    q: T.Buffer
+    k_pages: T.Buffer
+    v_pages: T.Buffer
+    query_indptr: T.Buffer
+    tiles: T.Buffer
+    page_indptr: T.Buffer
+    page_indices: T.Buffer
+    kv_lengths: T.Buffer
+    out: T.Buffer
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The tensors that attention_gated has besides; its tiles have four columns."""
+
+    segments: T.Buffer
+    block_counts: T.Buffer
+    block_lists: T.Buffer
+    segment_size: int
+    block_size: int
+
+
+def attend_tiles(shape: AttentionShape, tables: Tables, gate: Gate | None = None) -> None:
+    """Statements: every row of every tile and key/value head, by tensor cores if there are any for the dtype."""
+    on_tensor_cores = shape.gpu.tensor_cores and shape.pages.pair == 2
+    blocks = (MMAAttention if on_tensor_cores else SIMTAttention)(shape)
+    per_tile = -(-QUERY_TILE * shape.group // blocks.rows)
+    num_tiles = tables.tiles.shape[0]
+    with T.thread_binding(per_tile, thread="blockIdx.x") as block:
+        with T.thread_binding(shape.num_key_value_heads, thread="blockIdx.y") as head:
+            with T.thread_binding(num_tiles, thread="blockIdx.z") as tile:
+                with T.thread_binding(blocks.threads, thread="threadIdx.x") as thread:
+                    with T.sblock("rows"):
+                        T.reads()
+                        T.writes()
+                        task = _task(tables, gate, tile, head)
+                        row0, num_rows = block * blocks.rows, register(task.num_tokens * shape.group)
+                        # TVM adds no barriers to ours: its analysis takes the address of an asynchronous copy for a read.
+                        with T.attr(0, "hand_threaded", 1), T.If(row0 < num_rows), T.Then():
+                            blocks.attend(task, row0, num_rows, thread)
+
+
+def _task(tables: Tables, gate: Gate | None, tile, head) -> Task:
+    sequence, first = register(tables.tiles[tile, 0]), register(tables.tiles[tile, 1])
+    num_new = register(tables.query_indptr[sequence + 1] - tables.query_indptr[sequence])
+    num_tokens, own, chosen = T.min(QUERY_TILE, num_new - first), 0, None
+    if gate is not None:
+        num_tokens, segment = tables.tiles[tile, 2], register(tables.tiles[tile, 3])
+        count = register(T.if_then_else(segment >= 0, gate.block_counts[segment, head], 0))
+        own = register(T.if_then_else(segment >= 0, gate.segments[segment, 2] * gate.segment_size, 0))
+        chosen = ChosenBlocks(gate.block_lists, segment, head, count, gate.block_size)
+    return Task(
+        tables.q,
+        tables.k_pages,
+        tables.v_pages,
+        tables.out,
+        tables.page_indices,
+        indices0=register(tables.page_indptr[head, sequence]),
+        token0=register(tables.query_indptr[sequence] + first),
+        head=head,
+        num_tokens=num_tokens,
+        visible0=register(tables.kv_lengths[head, sequence] - num_new + first + 1),
+        own=own,
+        chosen=chosen,
+    )
