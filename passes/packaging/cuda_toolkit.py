@@ -69,7 +69,7 @@ def find_cuda_toolkit(archs: Iterable[int]) -> CudaToolkit:
     UserError : there is none; the message says what to install, or which architectures the one found is too old for.
     """
     wanted, found = frozenset(archs), []
-    for nvcc in _candidates():
+    for nvcc in _candidates("nvcc"):
         done = _run([str(nvcc), "--list-gpu-code"])
         if done.returncode == 0:
             names = (line.strip().removeprefix("sm_") for line in done.stdout.splitlines())
@@ -88,26 +88,25 @@ def find_cuda_toolkit(archs: Iterable[int]) -> CudaToolkit:
 
 
 def find_cuda_tool(name: str) -> Path:
-    """A tool that reads compiled kernels, ``cuobjdump`` or ``nvdisasm``: on ``PATH``, beside an nvcc, or from wheels.
+    """A tool that reads compiled kernels, ``cuobjdump`` or ``nvdisasm``: looked for as nvcc is.
 
     Raises
     ------
     UserError : there is none; the message says what to install.
     """
-    beside = (nvcc.parent / name for nvcc in _candidates())
-    for path in (shutil.which(name), *beside):
-        if path and Path(path).is_file():
-            return Path(path)
-    raise UserError(f"NVIDIA's {name} was not found: {_INSTALL}")
+    found = _candidates(name)
+    if not found:
+        raise UserError(f"NVIDIA's {name} was not found: {_INSTALL}")
+    return found[0]
 
 
-def _candidates() -> list[Path]:
-    roots = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME")]
-    paths = [Path(root, "bin/nvcc") for root in roots if root]
-    paths += [Path(path) for path in (shutil.which("nvcc"),) if path]
-    system = (SYSTEM_ROOT, *sorted(glob.glob(f"{SYSTEM_ROOT}-*"), reverse=True))
-    paths += [Path(root, "bin/nvcc") for root in system]
-    paths += [Path(root, "bin/nvcc") for root in _wheel_roots()]
+def _candidates(tool: str) -> list[Path]:
+    on_path = shutil.which(tool)
+    named = [root for root in (os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME")) if root]
+    system = [SYSTEM_ROOT, *sorted(glob.glob(f"{SYSTEM_ROOT}-*"), reverse=True)]
+    paths = [Path(root, "bin", tool) for root in named]
+    paths += [Path(on_path)] if on_path else []
+    paths += [Path(root, "bin", tool) for root in (*system, *_wheel_roots())]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
