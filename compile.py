@@ -2,6 +2,7 @@
 
 python compile.py --model qwen --target llvm
 python compile.py --model model.gguf --weights model.gguf --quantization q0bf16
+python compile.py --model qwen --target cuda --cuda-arch 80,90
 python compile.py --model qwen --prefill critiprefill --decode snapkv --policy "base_budget=4096;capacity=2048"
 """
 
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.artifact import library_file, model_dir
+from runtime.artifact import DEVICE, library_file, model_dir
 from runtime.errors import UserError
 from runtime.policy import Policy, make_policy
 
@@ -22,11 +23,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def compile_model(
     model: Annotated[str, typer.Option(help="preset, Hugging Face folder, GGUF file or MLC model folder")],
-    target: Annotated[str, typer.Option(help="llvm (this machine), 'llvm -mcpu=...' or a JSON dict")] = "llvm",
-    quantization: Annotated[str, typer.Option(help="q4bf16_1, q0bf16 or q0f32")] = "q4bf16_1",
+    target: Annotated[
+        str, typer.Option(help="llvm (this machine), cuda, metal, webgpu, 'llvm -mcpu=...' or a JSON dict")
+    ] = "llvm",
+    quantization: Annotated[
+        str | None, typer.Option(help="llvm: q4bf16_1 (default), q0bf16, q0f32; GPUs: q4f16_1 (default), q0f16, ...")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of library and model folder")] = Path("dist"),
     weights: Annotated[str | None, typer.Option(help="Hugging Face folder, GGUF file or hub id to convert")] = None,
     mcpu: Annotated[str | None, typer.Option(help="CPU to compile for, as LLVM names it")] = None,
+    cuda_arch: Annotated[str | None, typer.Option(help="GPUs of --target cuda: 80,89,... (sm_80, sm_89)")] = None,
     overrides: Annotated[str, typer.Option(help="k=v;k=v: context_window_size, prefill_chunk_size, ...")] = "",
     prefill: Annotated[str, typer.Option(help="attention of prompts: entropy, critiprefill or dense")] = "entropy",
     decode: Annotated[str, typer.Option(help="cache: latent, snapkv, adakv, streaming or full")] = "latent",
@@ -36,7 +42,8 @@ def compile_model(
     """Compile a model library; with --weights, convert the weights that belong to it as well."""
     # Compiler imports take seconds: a mistake in the arguments of typer is reported before them.
     from passes.build_library import LibraryFacts, build_library, library_metadata
-    from passes.target import parse_target
+    from passes.packaging import library_packaging
+    from passes.target import cuda_archs, parse_target
     from relax_models.chat_config import update_policy
     from relax_models.convert_weights import check_weights
     from relax_models.hub import local_model
@@ -44,13 +51,17 @@ def compile_model(
     from relax_models.model_source import resolve_model
     from relax_models.overrides import with_overrides
     from relax_models.registry import export_model
+    from relax_models.weight_names import stored_names
     from relax_models.weight_source import open_weight_source
-    from tir_kernels.weight_format import FORMATS, model_dtype, weight_format
+    from tir_kernels.quantization import CONVERTERS, default_quantization, model_dtype, weight_storage
 
     start = time.monotonic()
     chosen_policy = make_policy(prefill, decode, policy)
-    tvm_target = parse_target(target, mcpu)
-    packing = weight_format(quantization)
+    tvm_target = parse_target(target, mcpu, cuda_arch)
+    packaging = library_packaging(tvm_target, cuda_archs(target, cuda_arch))
+    kind = tvm_target.kind.name
+    quantization = quantization or default_quantization(kind)
+    packing = weight_storage(quantization, kind)
     source = resolve_model(model)
     config = with_overrides(source.config, overrides)
     _check_segments(chosen_policy, config.prefill_chunk_size, config.context_window_size)
@@ -64,25 +75,29 @@ def compile_model(
         config.max_batch_size,
         chosen_policy,
     )
-    metadata = library_metadata(mod, [name for name, _ in params], facts, packing, tvm_target)
+    names = stored_names([name for name, _ in params], config.model_type, packing.name)
+    metadata = library_metadata(mod, names, facts, packing, tvm_target)
     if weights is not None:
         weights = local_model(weights)
         check_weights(open_weight_source(weights), metadata["params"], config)
 
-    library = library_file(output, source.name, quantization)
-    build_library(mod, metadata, packing, tvm_target, library, debug_dump)
+    library = library_file(output, source.name, quantization, DEVICE if kind == "llvm" else kind)
+    library = library.with_suffix(packaging.suffix)
+    build_library(mod, metadata, packing, tvm_target, library, debug_dump, packaging)
     print(f"library  {library} for {metadata['target']}, {time.monotonic() - start:.0f} s")
     print(
         f"memory   KV cache {metadata['kv_bytes_per_token']:,} bytes a token, temporary"
         f" {metadata['temporary_bytes']:,} bytes (prefill_chunk_size {config.prefill_chunk_size})"
     )
     print(f"policy   {prefill} prefill, {decode} decode")
+    if packaging.next_step:
+        print(f"next     {packaging.next_step}")
     folder = model_dir(output, source.name, quantization)
     if weights is None:
         update_policy(folder, chosen_policy)
     else:
         params = metadata["params"]
-        write_model_folder(weights, config, quantization, chosen_policy, params, FORMATS, packing.name, folder)
+        write_model_folder(weights, config, quantization, chosen_policy, params, CONVERTERS, packing.name, folder)
         print(f"weights  {folder}, {time.monotonic() - start:.0f} s in all")
 
 

@@ -11,7 +11,7 @@ from tvm.target import Target
 
 from benchmarks.huge_pages import huge_page_tensor
 from passes.dispatch_kv_cache_creation import PAGE_SIZE
-from passes.explicit_attention import DECODE_TASKS
+from passes.cpu_kernels import DECODE_TASKS
 from tir_kernels.cpu.attention_decode import attention_decode
 from tir_kernels.cpu.attention_gated import attention_gated
 from tir_kernels.cpu.attention_prefill import QUERY_TILE, attention_prefill

@@ -4,12 +4,9 @@ import tvm
 from tvm import IRModule
 
 from runtime.policy import Policy
-from tir_kernels.cpu.compact import compact
-from tir_kernels.cpu.isa import VectorISA
-from tir_kernels.cpu.select_entries import select_entries
-from tir_kernels.cpu.window_scores import window_scores
 
 from .attention_spec import PAGE_SIZE, attention_spec, softmax_scale
+from .kernel_set import KernelSet
 
 
 @tvm.transform.module_pass(opt_level=0, name="AttachCompression")
@@ -17,8 +14,8 @@ class AttachCompression:
     """Adds the PrimFuncs ``kv_window_scores``, ``kv_select_entries`` and ``kv_compact``, unless the decode policy keeps
     every entry (before ExplicitAttention, which takes away the calls that state the softmax scale)."""
 
-    def __init__(self, isa: VectorISA, policy: Policy) -> None:
-        self.isa = isa
+    def __init__(self, kernels: KernelSet, policy: Policy) -> None:
+        self.kernels = kernels
         self.policy = policy
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
@@ -31,15 +28,15 @@ class AttachCompression:
             "page_size": PAGE_SIZE,
             "dtype": spec.dtype,
             "kv_dtype": self.policy.kv_dtype,
-            "isa": self.isa,
         }
-        scores = window_scores(
+        scores = self.kernels.window_scores(
             num_attention_heads=spec.num_attention_heads,
             window=self.policy.window,
             sm_scale=softmax_scale(mod),
             **pages,
         )
+        select = self.kernels.select_entries(spec.num_key_value_heads)
         mod = mod.clone()
-        for func in (scores, select_entries(spec.num_key_value_heads, self.isa), compact(**pages)):
+        for func in (scores, select, self.kernels.compact(**pages)):
             mod[func.attrs["global_symbol"]] = func
         return mod

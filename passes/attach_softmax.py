@@ -3,8 +3,7 @@
 import tvm
 from tvm import IRModule, relax, tirx
 
-from tir_kernels.cpu.isa import VectorISA
-from tir_kernels.cpu.softmax import softmax_with_temperature
+from .kernel_set import KernelSet
 
 
 @tvm.transform.module_pass(opt_level=0, name="AttachSoftmaxWithTemperature")
@@ -14,8 +13,8 @@ class AttachSoftmaxWithTemperature:
     ``active_vocab_size``: tokens from here on are padding and get probability 0; None if there is no padding.
     """
 
-    def __init__(self, isa: VectorISA, active_vocab_size: int | None = None) -> None:
-        self.isa = isa
+    def __init__(self, kernels: KernelSet, active_vocab_size: int | None = None) -> None:
+        self.kernels = kernels
         self.active_vocab_size = active_vocab_size
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
@@ -24,7 +23,7 @@ class AttachSoftmaxWithTemperature:
         logits = relax.Var("logits", relax.TensorType([batch_size, 1, vocab_size], "float32"))
         temperature = relax.Var("temperature", relax.TensorType([batch_size], "float32"))
         # Without its symbol the kernel is private to the module: the Relax function has the public name.
-        func = softmax_with_temperature(self.active_vocab_size, self.isa).without_attr("global_symbol")
+        func = self.kernels.softmax_with_temperature(self.active_vocab_size).without_attr("global_symbol")
         kernel = builder.add_func(func, "softmax")
         with builder.function("softmax_with_temperature", [logits, temperature]):
             with builder.dataflow():

@@ -43,7 +43,7 @@ class AttentionSpec:
         of its block where a prefill is gated. Rounded up."""
         heads = self.num_key_value_heads
         entries = self.num_hidden_layers * heads * self.pages(policy).bytes_per_entry
-        representative = heads * self.head_dim * {"bfloat16": 2, "float32": 4}[self.dtype]
+        representative = heads * self.head_dim * {"float16": 2, "bfloat16": 2, "float32": 4}[self.dtype]
         gated_layers = 0 if policy.prefill == "dense" else self.num_hidden_layers - policy.layer_skip
         return math.ceil(entries + 2 * gated_layers * representative / policy.block_size)
 

@@ -1,7 +1,5 @@
 """Builds the model library: pipeline, code generation, and the link with the KV cache object."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +7,13 @@ from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 from tvm.target import Target
 
-from runtime.native.build import build_kv_cache_object, cross_compiler
 from runtime.policy import Policy
-from tir_kernels.weight_format import WeightFormat
+from tir_kernels.stored_weight import StoredTensor, WeightStorage
 
 from .attention_spec import attention_spec
-from .pipeline import cpu_pipeline
-from .weight_plan import StoredParam, weight_plan
+from .packaging import Packaging, library_packaging
+from .pipeline import library_pipeline
+from .weight_plan import weight_plan
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class LibraryFacts:
 
 
 def library_metadata(
-    mod: IRModule, param_names: list[str], facts: LibraryFacts, weight_format: WeightFormat, target: Target
+    mod: IRModule, param_names: list[str], facts: LibraryFacts, weight_format: WeightStorage, target: Target
 ) -> dict:
     """The metadata of the library that :func:`build_library` will make of an MLC-style module.
 
@@ -63,7 +61,9 @@ def library_metadata(
             "head_dim": spec.head_dim,
         },
         "params": [
-            _param(name, param) for name, param in zip(param_names, weight_plan(mod, weight_format), strict=True)
+            _param(name, param.logical_shape, tensor)
+            for param_name, param in zip(param_names, weight_plan(mod, weight_format), strict=True)
+            for name, tensor in zip(param.names(param_name), param.tensors, strict=True)
         ],
         "weight_format": weight_format.name,
         "target": str(target),
@@ -73,45 +73,40 @@ def library_metadata(
     }
 
 
-def _param(name: str, param: StoredParam) -> dict:
+def _param(name: str, logical_shape: tuple[int, ...], tensor: StoredTensor) -> dict:
     return {
         "name": name,
-        "shape": list(param.shape),
-        "dtype": param.dtype,
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
         "preprocs": [],
         "pipeline_stages": [0],
-        "logical_shape": list(param.logical_shape),
-        "format": param.format,
+        "logical_shape": list(logical_shape),
+        "format": tensor.format,
     }
 
 
 def build_library(
     mod: IRModule,
     metadata: dict,
-    weight_format: WeightFormat,
+    weight_format: WeightStorage,
     target: Target,
     output: Path,
     debug_dump: Path | None = None,
+    packaging: Packaging | None = None,
 ) -> None:
-    """Compiles an MLC-style module (parameters in ``packed_params``) to the shared library ``output``.
+    """Compiles an MLC-style module (parameters in ``packed_params``) to the library ``output``.
 
     ``metadata`` comes from :func:`library_metadata`; memory figures are added to it. The file appears under its name
-    only when it is complete.
+    only when it is complete. ``packaging`` is the form of the file, by default the one of ``target``.
 
     Raises
     ------
-    UserError : no C++ compiler for the target.
+    UserError : no C++ compiler or CUDA toolkit for the target.
     """
-    triple = str(target.attrs["mtriple"]) if "mtriple" in target.attrs else None
+    packaging = packaging or library_packaging(target)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        native = build_kv_cache_object(Path(scratch, "kv_cache.o"), target_triple=triple)
-        # Without this, common subexpressions of two kernel branches end up in host code that does not dominate
-        # its uses.
-        with PassContext(config={"tirx.disable_cse_tir": True}), target:
-            executable = relax.build(
-                mod, target, relax_pipeline=cpu_pipeline(target, weight_format, metadata, debug_dump)
-            )
-        library = Path(scratch, output.name)
-        executable.export_library(str(library), fcompile=cross_compiler(triple), addons=[str(native)])
-        os.replace(library, output)
+    pipeline = library_pipeline(target, weight_format, metadata, debug_dump)
+    # Without this, common subexpressions of two kernel branches end up in host code that does not dominate its uses.
+    with PassContext(config={"tirx.disable_cse_tir": True}), target:
+        executable = packaging.build(lambda: relax.build(mod, target, relax_pipeline=pipeline))
+    packaging.export(executable, output)

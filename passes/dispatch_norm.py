@@ -8,26 +8,23 @@ from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.sym import Analyzer
 
-from tir_kernels.cpu.isa import VectorISA
-from tir_kernels.cpu.qk_norm import qk_norm
-from tir_kernels.cpu.rms_norm import rms_norm
-
+from .kernel_set import KernelSet
 from .weight_plan import bindings_of, is_call, users_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="DispatchNorm")
 class DispatchNorm:
-    """``rms_norm(x, w)`` over the last axis becomes a call of :func:`rms_norm` on a two-dimensional x.
+    """``rms_norm(x, w)`` over the last axis becomes a call of the kernel ``rms_norm`` on a two-dimensional x.
 
     ``q, k, v = split(qkv, [H, H + G]); concat(rms_norm(q), rms_norm(k), v)`` on the heads axis becomes one call of
-    :func:`qk_norm`.
+    ``qk_norm``.
     """
 
-    def __init__(self, isa: VectorISA) -> None:
-        self.isa = isa
+    def __init__(self, kernels: KernelSet) -> None:
+        self.kernels = kernels
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
-        rewriter = _Rewriter(mod, self.isa)
+        rewriter = _Rewriter(mod, self.kernels)
         for var, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 rewriter.builder_.update_func(var, rewriter.rewrite(func))
@@ -52,7 +49,7 @@ def _is_norm_over_last_axis(value: relax.Expr | None) -> bool:
         return False
     x, axes = value.args[0], [int(axis) for axis in value.attrs.axes]
     static = isinstance(x.ty.shape[-1], tirx.IntImm)
-    return static and axes in ([-1], [len(x.ty.shape) - 1]) and str(x.ty.dtype) in ("float32", "bfloat16")
+    return static and axes in ([-1], [len(x.ty.shape) - 1]) and str(x.ty.dtype) in ("float32", "float16", "bfloat16")
 
 
 def _normalised_heads(func: relax.Function) -> dict[relax.Var, _NormalisedHeads]:
@@ -106,11 +103,11 @@ def _match_heads(concat: relax.Call, values: dict) -> _NormalisedHeads | None:
 
 @mutator
 class _Rewriter(PyExprMutator):
-    def __init__(self, mod: IRModule, isa: VectorISA) -> None:
+    def __init__(self, mod: IRModule, kernels: KernelSet) -> None:
         super().__init__(mod)
-        self.isa = isa
+        self.kernels = kernels
         self.analyzer = Analyzer()
-        self.kernels = {}
+        self.emitted = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         self.heads = _normalised_heads(func)
@@ -130,20 +127,20 @@ class _Rewriter(PyExprMutator):
             return call
         x, weight = call.args
         *rows, size = x.ty.shape
-        kernel = self._kernel(rms_norm, int(size), call.attrs.epsilon, str(x.ty.dtype))
+        kernel = self._kernel("rms_norm", int(size), call.attrs.epsilon, str(x.ty.dtype))
         return self._call(kernel, x, (self.analyzer.simplify(prod(rows)), size), [weight])
 
     def _emit_qk_norm(self, match: _NormalisedHeads) -> relax.Expr:
         qkv, q_weight, k_weight = (self.visit_expr(e) for e in (match.qkv, match.q_weight, match.k_weight))
         *rows, heads, head_dim = qkv.ty.shape
-        kernel = self._kernel(qk_norm, match.num_q, match.num_k, int(head_dim), match.eps, str(qkv.ty.dtype))
+        kernel = self._kernel("qk_norm", match.num_q, match.num_k, int(head_dim), match.eps, str(qkv.ty.dtype))
         return self._call(kernel, qkv, (self.analyzer.simplify(prod(rows)), heads, head_dim), [q_weight, k_weight])
 
-    def _kernel(self, factory, *args) -> tvm.ir.GlobalVar:
-        if (factory, args) not in self.kernels:
-            func = factory(*args, self.isa).without_attr("global_symbol")
-            self.kernels[factory, args] = self.builder_.add_func(func, factory.__name__)
-        return self.kernels[factory, args]
+    def _kernel(self, name: str, *args) -> tvm.ir.GlobalVar:
+        if (name, args) not in self.emitted:
+            func = getattr(self.kernels, name)(*args).without_attr("global_symbol")
+            self.emitted[name, args] = self.builder_.add_func(func, name)
+        return self.emitted[name, args]
 
     def _call(self, kernel: tvm.ir.GlobalVar, x: relax.Expr, shape: tuple, weights: list[relax.Expr]) -> relax.Expr:
         """``kernel`` on x in another shape; the result has x's shape again."""

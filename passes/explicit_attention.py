@@ -1,30 +1,16 @@
 """Makes attention visible: the opaque call on the KV cache becomes rope + append, and what the policy asks for."""
 
-from collections.abc import Callable
-
 import tvm
 from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from runtime.policy import Policy
-from tir_kernels.cpu.attention_decode import attention_decode
-from tir_kernels.cpu.attention_gated import attention_gated
-from tir_kernels.cpu.attention_prefill import attention_prefill
-from tir_kernels.cpu.block_representatives import block_representatives
-from tir_kernels.cpu.isa import VectorISA
-from tir_kernels.cpu.observe import observe
-from tir_kernels.cpu.rope_append import rope_append
-from tir_kernels.cpu.rope_table import rope_table
-from tir_kernels.cpu.row_tiles import row_tiles
-from tir_kernels.cpu.select_blocks import select_blocks
 from tir_kernels.rope_scaling import inv_freq
 
 from .attention_spec import FUSED_ATTENTION, PAGE_SIZE, AttentionSpec, attention_spec
 from .cache_tables import CacheTables, LayerTables
+from .kernel_set import KernelSet
 from .select_rows_early import chosen_rows
-
-# Work items of a single-sequence decode step: enough to balance 8 threads, and few beside the work of a page.
-DECODE_TASKS = 32
 
 
 @tvm.transform.module_pass(opt_level=0, name="ExplicitAttention")
@@ -46,12 +32,12 @@ class ExplicitAttention:
     (``kv_cache_window``).
     """
 
-    def __init__(self, isa: VectorISA, policy: Policy) -> None:
-        self.isa = isa
+    def __init__(self, kernels: KernelSet, policy: Policy) -> None:
+        self.kernels = kernels
         self.policy = policy
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
-        rewriter = _Rewriter(mod, attention_spec(mod), self.isa, self.policy)
+        rewriter = _Rewriter(mod, attention_spec(mod), self.kernels, self.policy)
         for var, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 rewriter.builder_.update_func(var, rewriter.rewrite(func))
@@ -65,10 +51,10 @@ def _is_decode(func: relax.Function) -> bool:
 
 @mutator
 class _Rewriter(PyExprMutator):
-    def __init__(self, mod: IRModule, spec: AttentionSpec, isa: VectorISA, policy: Policy) -> None:
+    def __init__(self, mod: IRModule, spec: AttentionSpec, kernels: KernelSet, policy: Policy) -> None:
         super().__init__(mod)
         self.spec = spec
-        self.isa = isa
+        self.kernels = kernels
         self.policy = policy
         self.heads = {
             "num_attention_heads": spec.num_attention_heads,
@@ -80,7 +66,7 @@ class _Rewriter(PyExprMutator):
         self.stored_heads = self.heads | {"kv_dtype": policy.kv_dtype}
         self.kv_heads = {name: size for name, size in self.stored_heads.items() if name != "num_attention_heads"}
         self.segments = {"segment_size": policy.segment_size, "block_size": policy.block_size}
-        self.kernels: dict = {}
+        self.emitted: dict = {}
 
     def rewrite(self, func: relax.Function) -> relax.Function:
         self.is_decode = _is_decode(func)
@@ -100,22 +86,22 @@ class _Rewriter(PyExprMutator):
             self.cos_sin = self._emit_rope_table(qkv.ty.shape[0])
         tables, q = self._emit_append(layer, qkv)
         if self.is_decode:
-            splits = max(1, DECODE_TASKS // self.spec.num_key_value_heads)
+            splits = max(1, self.kernels.decode_tasks // self.spec.num_key_value_heads)
             attend = self._kernel(
-                attention_decode, **self.stored_heads, sm_scale=float(sm_scale.value), num_splits=splits
+                "attention_decode", **self.stored_heads, sm_scale=float(sm_scale.value), num_splits=splits
             )
         elif self.policy.prefill == "dense" or int(layer.value) < self.policy.layer_skip:
-            attend = self._kernel(attention_prefill, **self.stored_heads, sm_scale=float(sm_scale.value))
+            attend = self._kernel("attention_prefill", **self.stored_heads, sm_scale=float(sm_scale.value))
         else:
             return self._emit_gated_attention(layer, float(sm_scale.value), tables, q, rows)
         tiles = self.step.tiles if rows is None else self._emit_row_tiles(rows)
         return relax.call_tir(attend, self._attention_args(tables, q, tiles), q.ty)
 
-    def _kernel(self, factory: Callable, **static) -> tvm.ir.GlobalVar:
-        key = (factory, tuple(static.items()))
-        if key not in self.kernels:
-            self.kernels[key] = self.builder_.add_func(factory(**static, isa=self.isa), factory.__name__)
-        return self.kernels[key]
+    def _kernel(self, name: str, **static) -> tvm.ir.GlobalVar:
+        key = (name, tuple(static.items()))
+        if key not in self.emitted:
+            self.emitted[key] = self.builder_.add_func(getattr(self.kernels, name)(**static), name)
+        return self.emitted[key]
 
     def _emit_inplace(
         self, kernel: tvm.ir.GlobalVar, args: list, outputs: list[int], out_types: list
@@ -129,7 +115,7 @@ class _Rewriter(PyExprMutator):
     def _emit_rope_table(self, num_tokens) -> relax.Expr:
         rotary_dim = self.spec.rotary_dim
         frequencies, attention_scaling = inv_freq(self.spec.rope_theta, rotary_dim, self.spec.rope_scaling_dict)
-        kernel = self._kernel(rope_table, rotary_dim=rotary_dim, attention_scaling=attention_scaling)
+        kernel = self._kernel("rope_table", rotary_dim=rotary_dim, attention_scaling=attention_scaling)
         args = [self.step.positions, relax.const(frequencies, "float32")]
         out = relax.TensorType((num_tokens, rotary_dim), "float32")
         return self.builder_.emit(relax.call_tir(kernel, args, out), "cos_sin")
@@ -138,7 +124,7 @@ class _Rewriter(PyExprMutator):
         """(tables of the layer with its new pages, q [n, H, d] after RoPE)."""
         tables = self.tables.layer(layer)
         keeps_window = self.policy.decode != "full"
-        kernel = self._kernel(rope_append, **self.stored_heads, rotary_dim=self.spec.rotary_dim, window=keeps_window)
+        kernel = self._kernel("rope_append", **self.stored_heads, rotary_dim=self.spec.rotary_dim, window=keeps_window)
         q_type = relax.TensorType((qkv.ty.shape[0], self.spec.num_attention_heads, self.spec.head_dim), self.spec.dtype)
         pages = [tables.k_pages, tables.v_pages]
         args = [qkv, self.cos_sin, tables.append_slots]
@@ -155,7 +141,9 @@ class _Rewriter(PyExprMutator):
     def _emit_row_tiles(self, rows: relax.Expr, segments: relax.Expr | None = None) -> relax.Expr:
         """Tiles of the wanted rows, as attention_gated takes them if there are segments, else as attention_prefill."""
         gated = segments is not None
-        kernel = self.builder_.add_func(row_tiles(self.policy.segment_size if gated else None), "row_tiles")
+        kernel = self.builder_.add_func(
+            self.kernels.row_tiles(self.policy.segment_size if gated else None), "row_tiles"
+        )
         args = [self.visit_expr(rows), self.step.query_indptr, *([segments] if gated else [])]
         out = relax.TensorType((rows.ty.shape[0], 4 if gated else 2), "int32")
         return self.builder_.emit(relax.call_tir(kernel, args, out), "row_tiles")
@@ -172,14 +160,14 @@ class _Rewriter(PyExprMutator):
         if is_first_layer:
             self.gate = self.tables.gate()
         gate = self.gate
-        representatives, gates = self.tables.layer_gate(layer)
-        kernel = self._kernel(block_representatives, **self.kv_heads, block_size=policy.block_size)
+        representatives, gates, parameters = self.tables.layer_gate(layer)
+        kernel = self._kernel("block_representatives", **self.kv_heads, block_size=policy.block_size)
         lists = [tables.page_indptr, tables.page_indices]
         args = [tables.k_pages, *lists, tables.kv_lengths, gate.block_ranges, representatives]
         (representatives,) = self._emit_inplace(kernel, args, [5], [representatives.ty])
 
         kernel = self._kernel(
-            observe,
+            "observe",
             **self.heads,
             **self.segments,
             score_form=policy.score_form,
@@ -188,15 +176,15 @@ class _Rewriter(PyExprMutator):
             layer_fusion=policy.layer_fusion,
             is_first_layer=is_first_layer,
         )
-        args = [q, representatives, self.step.query_indptr, *lists, gate.segments, gate.parameters, gate.scores, gates]
+        args = [q, representatives, self.step.query_indptr, *lists, gate.segments, parameters, gate.scores, gates]
         gate.scores, gates = self._emit_inplace(kernel, args, [7, 8], [gate.scores.ty, gates.ty])
 
-        kernel = self._kernel(select_blocks, num_key_value_heads=self.spec.num_key_value_heads, **self.segments)
-        args = [gate.scores, gates, gate.segments, gate.parameters, gate.block_counts, gate.block_lists]
+        kernel = self._kernel("select_blocks", num_key_value_heads=self.spec.num_key_value_heads, **self.segments)
+        args = [gate.scores, gates, gate.segments, parameters, gate.block_counts, gate.block_lists]
         types = [gate.block_counts.ty, gate.block_lists.ty]
         gate.block_counts, gate.block_lists = self._emit_inplace(kernel, args, [4, 5], types)
 
-        attend = self._kernel(attention_gated, **self.stored_heads, **self.segments, sm_scale=sm_scale)
+        attend = self._kernel("attention_gated", **self.stored_heads, **self.segments, sm_scale=sm_scale)
         tiles = gate.gated_tiles if rows is None else self._emit_row_tiles(rows, gate.segments)
         args = self._attention_args(tables, q, tiles)
         return relax.call_tir(attend, [*args, gate.segments, gate.block_counts, gate.block_lists], q.ty)

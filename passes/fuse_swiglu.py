@@ -7,21 +7,19 @@ from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.sym import Analyzer
 
-from tir_kernels.cpu.isa import VectorISA
-from tir_kernels.cpu.silu_mul import silu_mul
-
+from .kernel_set import KernelSet
 from .weight_plan import is_call
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseSwiGLU")
 class FuseSwiGLU:
-    """``gate, up = split(x, 2, axis=-1); silu(gate) * up`` becomes one call of :func:`silu_mul`."""
+    """``gate, up = split(x, 2, axis=-1); silu(gate) * up`` becomes one call of the kernel ``silu_mul``."""
 
-    def __init__(self, isa: VectorISA) -> None:
-        self.isa = isa
+    def __init__(self, kernels: KernelSet) -> None:
+        self.kernels = kernels
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
-        rewriter = _Rewriter(mod, self.isa)
+        rewriter = _Rewriter(mod, self.kernels)
         for var, func in mod.functions_items():
             if isinstance(func, relax.Function):
                 rewriter.builder_.update_func(var, relax.analysis.remove_all_unused(rewriter.visit_expr(func)))
@@ -30,11 +28,11 @@ class FuseSwiGLU:
 
 @mutator
 class _Rewriter(PyExprMutator):
-    def __init__(self, mod: IRModule, isa: VectorISA) -> None:
+    def __init__(self, mod: IRModule, kernels: KernelSet) -> None:
         super().__init__(mod)
-        self.isa = isa
+        self.kernels = kernels
         self.analyzer = Analyzer()
-        self.kernels = {}
+        self.emitted = {}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
@@ -60,8 +58,10 @@ class _Rewriter(PyExprMutator):
         x, halves = split.args[0], gate.tuple_value.ty.fields
         axis, last = split.attrs.axis, len(x.ty.shape) - 1
         sizes = [half.shape[-1] for half in halves]
-        known = str(x.ty.dtype) in ("float32", "bfloat16") and all(isinstance(size, tvm.tirx.IntImm) for size in sizes)
+        known = all(isinstance(size, tvm.tirx.IntImm) for size in sizes)
         if axis not in (-1, last) or len(halves) != 2 or not known or sizes[0].value != sizes[1].value:
+            return None
+        if str(x.ty.dtype) not in ("float32", "float16", "bfloat16"):
             return None
         return x
 
@@ -71,14 +71,14 @@ class _Rewriter(PyExprMutator):
     def _emit(self, gate_up: relax.Expr) -> relax.Expr:
         *rows, width = gate_up.ty.shape
         intermediate_size, dtype = int(width) // 2, str(gate_up.ty.dtype)
-        if (intermediate_size, dtype) not in self.kernels:
-            func = silu_mul(intermediate_size, dtype, self.isa).without_attr("global_symbol")
-            self.kernels[intermediate_size, dtype] = self.builder_.add_func(func, "silu_mul")
+        if (intermediate_size, dtype) not in self.emitted:
+            func = self.kernels.silu_mul(intermediate_size, dtype).without_attr("global_symbol")
+            self.emitted[intermediate_size, dtype] = self.builder_.add_func(func, "silu_mul")
         count = self.analyzer.simplify(prod(rows))
         matrix = self.builder_.emit(relax.op.reshape(gate_up, (count, width)))
         result = self.builder_.emit(
             relax.call_tir(
-                self.kernels[intermediate_size, dtype], matrix, relax.TensorType((count, intermediate_size), dtype)
+                self.emitted[intermediate_size, dtype], matrix, relax.TensorType((count, intermediate_size), dtype)
             )
         )
         return relax.op.reshape(result, (*rows, intermediate_size))

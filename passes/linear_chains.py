@@ -30,32 +30,34 @@ class LinearChain:
         return str(self.result.ty.dtype)
 
 
-def linear_chains(func: relax.Function, packed: set[int]) -> list[LinearChain]:
-    """The chains of one MLC-style function; ``packed`` holds the indices of the packed parameters."""
+def linear_chains(func: relax.Function, matrices: set[int], swiglu: bool) -> list[LinearChain]:
+    """The chains of one MLC-style function; ``matrices`` holds the indices of the parameters that they may multiply
+    with, ``swiglu`` says whether a kernel takes that in."""
     params = packed_params_var(func)
     values = {binding.var: binding.value for binding in bindings_of(func)}
     users = users_of(func)
     weights = {
         var
         for var, value in values.items()
-        if isinstance(value, relax.TupleGetItem) and value.tuple_value.same_as(params) and value.index in packed
+        if isinstance(value, relax.TupleGetItem) and value.tuple_value.same_as(params) and value.index in matrices
     }
     chains = []
     for var, value in values.items():
         if is_call(value, "relax.matmul") and is_call(values.get(value.args[1]), "relax.permute_dims"):
             weight = values[value.args[1]].args[0]
             if weight in weights:
-                chains.append(_grow(LinearChain(value.args[0], weight, var, [value.args[1]]), values, users))
+                chain = LinearChain(value.args[0], weight, var, [value.args[1]])
+                chains.append(_grow(chain, values, users, swiglu))
     return chains
 
 
-def _grow(chain: LinearChain, values: dict, users: dict) -> LinearChain:
-    while _extend(chain, values, users):
+def _grow(chain: LinearChain, values: dict, users: dict, swiglu: bool) -> LinearChain:
+    while _extend(chain, values, users, swiglu):
         pass
     return chain
 
 
-def _extend(chain: LinearChain, values: dict, users: dict) -> bool:
+def _extend(chain: LinearChain, values: dict, users: dict, swiglu: bool) -> bool:
     """Moves the end of the chain over one more op if the kernel can compute it."""
     readers = users[chain.result]
     if len(readers) != 1 or readers[0] is None:
@@ -73,7 +75,7 @@ def _extend(chain: LinearChain, values: dict, users: dict) -> bool:
             return False
     elif is_call(value, "relax.astype") and chain.bias is None and chain.residual is None:
         pass
-    elif is_call(value, "relax.split") and chain.bias is None and chain.residual is None:
+    elif swiglu and is_call(value, "relax.split") and chain.bias is None and chain.residual is None:
         return _absorb_swiglu(chain, reader, values, users)
     else:
         return False

@@ -6,20 +6,27 @@ from dataclasses import dataclass
 import tvm
 from tvm import IRModule, relax
 
-from tir_kernels.weight_format import WeightFormat
+from tir_kernels.stored_weight import PLAIN, StoredTensor, WeightStorage
 
 PACKED_PARAMS = "packed_params"  # the last argument of an MLC-style function: one tuple of all parameters
-PLAIN = "plain"
 
 
 @dataclass(frozen=True)
 class StoredParam:
-    """Storage of one parameter: ``format`` is a weight format's name or ``plain``; shapes are of elements."""
+    """Storage of one parameter: in one tensor, or codes and scales in one each.
+
+    is_matrix : True if linear and embedding kernels read it, and nothing else does.
+    """
 
     logical_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    format: str
+    tensors: tuple[StoredTensor, ...]
+    is_matrix: bool
+
+    def names(self, name: str) -> list[str]:
+        """The names of the tensors, for a parameter ``name`` ("...weight" if it is a matrix)."""
+        if not self.is_matrix:
+            return [name]
+        return [name.removesuffix("weight") + tensor.name for tensor in self.tensors]
 
 
 def packed_params_var(func: relax.Function) -> relax.Var | None:
@@ -42,10 +49,10 @@ def users_of(func: relax.Function) -> dict[relax.Var, list[relax.Var]]:
     return users
 
 
-def weight_plan(mod: IRModule, weight_format: WeightFormat) -> list[StoredParam]:
+def weight_plan(mod: IRModule, weight_format: WeightStorage) -> list[StoredParam]:
     """The storage of every parameter of an MLC-style module, in the order of ``packed_params``.
 
-    A matrix is packed if all its uses are ``matmul(x, permute_dims(w))`` and ``take(w, ids, axis=0)``, so that a tied
+    A matrix is stored in the weight format if all its uses are ``matmul(x, permute_dims(w))`` and ``take(w, ids, axis=0)``, so that a tied
     embedding is stored once; everything else stays plain.
     """
     uses = defaultdict(set)
@@ -60,11 +67,11 @@ def weight_plan(mod: IRModule, weight_format: WeightFormat) -> list[StoredParam]
     return [_stored(ty, uses[i], weight_format) for i, ty in enumerate(types)]
 
 
-def _stored(ty: relax.TensorType, uses: set[str], weight_format: WeightFormat) -> StoredParam:
+def _stored(ty: relax.TensorType, uses: set[str], weight_format: WeightStorage) -> StoredParam:
     shape = tuple(int(dim) for dim in ty.shape)
     if len(shape) == 2 and uses and uses <= {"linear", "take"}:
-        return StoredParam(shape, weight_format.packed_shape(*shape), weight_format.packed_dtype, weight_format.name)
-    return StoredParam(shape, shape, str(ty.dtype), PLAIN)
+        return StoredParam(shape, weight_format.tensors(*shape), is_matrix=True)
+    return StoredParam(shape, (StoredTensor("", shape, str(ty.dtype), PLAIN),), is_matrix=False)
 
 
 def _collect_uses(func: relax.Function, params: relax.Var, uses: dict[int, set[str]]) -> None:

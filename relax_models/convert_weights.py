@@ -26,9 +26,7 @@ _EMBEDDING, _LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class WeightFormat(Protocol):
-    """What conversion uses of tir_kernels.weight_format.WeightFormat."""
-
-    def packed_shape(self, n: int, k: int) -> tuple[int, ...]: ...
+    """What conversion uses of a weight format: the stored tensor of rows of a weight."""
 
     def pack(self, weight: np.ndarray) -> np.ndarray: ...
 
@@ -50,7 +48,7 @@ def convert_weights(
     params : the "params" of the library's metadata: name, shape, dtype, logical_shape, format ("plain" or a key of
         `formats`). A plain parameter is stored in its dtype, every other one as its format packs it.
     config : the model's configuration, for `hf_sources`.
-    formats : tir_kernels.weight_format.FORMATS.
+    formats : tir_kernels.quantization.CONVERTERS.
     weight_format_name : recorded as "weight_format" in the metadata.
     progress : draw a progress bar on stderr.
 
@@ -121,7 +119,9 @@ def write_tensor_cache(
                 blocks = _packed_blocks(source, names, pack, lambda nbytes: bar.advance(task, nbytes))
                 writer.add(param["name"], tuple(param["shape"]), param["dtype"], _nbytes(param), blocks)
         nbytes = total_bytes(params)
-        elements = sum(math.prod(param["logical_shape"]) for param in params)
+        # Codes and scales of one weight have one source.
+        logical = {tuple(hf_sources(param["name"], config)): param["logical_shape"] for param in params}
+        elements = sum(math.prod(shape) for shape in logical.values())
         writer.finish(
             {
                 "ParamSize": len(params),
@@ -149,8 +149,8 @@ def _source_names(source: WeightSource, param_name: str, config: ModelConfig) ->
     The better copy is taken.
     """
     names = hf_sources(param_name, config)
-    tied = config.tie_word_embeddings and param_name == _EMBEDDING
-    if not tied or not {_LM_HEAD, _EMBEDDING} <= set(source.names()):
+    is_tied = config.tie_word_embeddings and names == [_EMBEDDING]
+    if not is_tied or not {_LM_HEAD, _EMBEDDING} <= set(source.names()):
         return names
     if source.shape(_LM_HEAD) != source.shape(_EMBEDDING) or not _are_copies(source):
         raise UserError(

@@ -22,10 +22,10 @@ MODELS: dict[str, type[CausalLM]] = {
 def export_model(config: ModelConfig, dtype: str) -> tuple[tvm.IRModule, list[tuple[str, nn.Parameter]]]:
     """The MLC-style Relax module of a model, and its parameters in the order of the packed tuple.
 
-    `dtype`, "float32" or "bfloat16", is that of parameters, activations and cache; logits are float32.
+    `dtype`, "float32", "float16" or "bfloat16", is that of parameters, activations and cache; logits are float32.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}; it must be float32, float16 or bfloat16")
     model = MODELS[config.model_type](config)
     model.to(dtype)
     mod, parameters = model.export_tvm(spec=model.get_default_spec())

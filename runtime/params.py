@@ -66,10 +66,11 @@ def check_belongs(folder: Path, config: ChatConfig, library: LibraryMetadata, li
 
 def check_weights(folder: Path, cache: TensorCache, library: LibraryMetadata, library_path: Path) -> None:
     """UserError unless the folder holds each parameter that the library wants, packed as it wants it."""
-    have = cache.metadata.get("weight_format")
-    if have != library.weight_format:
+    # Folders of mlc_llm convert_weight and stock libraries do not say: they have MLC's layouts.
+    have, want = cache.metadata.get("weight_format", "mlc"), library.weight_format or "mlc"
+    if have != want:
         raise UserError(
-            f"{library_path} wants weights packed as {library.weight_format}, but those in {folder} are packed as "
+            f"{library_path} wants weights packed as {want}, but those in {folder} are packed as "
             f"{have}: convert them again with compile.py --weights"
         )
     records = {record.name: record for shard in cache.records for record in shard.records}

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-import passes.build_library
+import passes.packaging.shared_library
 from passes.build_library import LibraryFacts, build_library, library_metadata
 from passes.target import parse_target
 from relax_models.config import ModelConfig
 from relax_models.convert_weights import convert_weights
 from relax_models.registry import export_model
+from relax_models.weight_names import stored_names
 from runtime.artifact import ChatConfig
 from runtime.library import ModelLibrary
 from runtime.params import load_params
 from runtime.policy import Policy, make_policy
 from runtime.sequence import CachedSequence
-from tir_kernels.weight_format import FORMATS, model_dtype, weight_format
+from tir_kernels.quantization import CONVERTERS, model_dtype, weight_storage
 
-_compile_object = passes.build_library.build_kv_cache_object
+_compile_object = passes.packaging.shared_library.build_kv_cache_object
 
 
 @functools.cache
@@ -33,7 +34,7 @@ def _copy_native_object(output: Path, target_triple: str | None = None) -> Path:
 
 
 # The C++ object is the same in every library: compiling it once saves 4 seconds a model.
-passes.build_library.build_kv_cache_object = _copy_native_object
+passes.packaging.shared_library.build_kv_cache_object = _copy_native_object
 
 
 DENSE = make_policy("dense", "full")
@@ -89,7 +90,8 @@ def build(
     policy: Policy = DENSE,
 ) -> dict:
     """Compile ``config`` to the library ``path``; returns its metadata."""
-    packing = weight_format(quantization)
+    tvm_target = parse_target(target)
+    packing = weight_storage(quantization, tvm_target.kind.name)
     mod, params = export_model(config, model_dtype(quantization))
     facts = LibraryFacts(
         config.model_type,
@@ -100,8 +102,8 @@ def build(
         config.max_batch_size,
         policy,
     )
-    tvm_target = parse_target(target)
-    metadata = library_metadata(mod, [name for name, _ in params], facts, packing, tvm_target)
+    names = stored_names([name for name, _ in params], config.model_type, packing.name)
+    metadata = library_metadata(mod, names, facts, packing, tvm_target)
     build_library(mod, metadata, packing, tvm_target, path, debug_dump)
     return metadata
 
@@ -117,9 +119,10 @@ def compile_model(
     """Compile ``config``, convert ``weights`` (float32 by Hugging Face names) and load both from ``folder``."""
     path = folder / "model.so"
     metadata = build(config, quantization, path, target, policy=policy)
-    packing = weight_format(quantization)
     shards = folder / "weights"
-    convert_weights(ArrayWeights(weights), metadata["params"], config, FORMATS, packing.name, shards, progress=False)
+    convert_weights(
+        ArrayWeights(weights), metadata["params"], config, CONVERTERS, metadata["weight_format"], shards, progress=False
+    )
     library = ModelLibrary(path)
     chat_config = ChatConfig(
         model_type=config.model_type,

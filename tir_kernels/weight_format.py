@@ -30,6 +30,7 @@ import numpy as np
 
 from runtime.errors import UserError
 from tir_kernels.quantize_q4 import quantize_groups
+from tir_kernels.stored_weight import StoredTensor
 
 PANEL_ROWS = 32
 GROUP = 32
@@ -65,6 +66,13 @@ class WeightFormat:
                 f" {self.k_multiple}; choose another quantization."
             )
         return -(-n // PANEL_ROWS), *self._panel_shape(k)
+
+    @property
+    def kernel_format(self) -> str:
+        return self.name
+
+    def tensors(self, n: int, k: int) -> tuple[StoredTensor, ...]:
+        return (StoredTensor("weight", self.packed_shape(n, k), self.packed_dtype, self.name),)
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """Pack a floating-point weight [N, K] (any float dtype; rounded or quantized as the format needs)."""
@@ -177,8 +185,3 @@ def weight_format(quantization: str) -> WeightFormat:
     if quantization not in _OF_QUANTIZATION:
         raise UserError(f"Unknown quantization {quantization!r}; choose one of {', '.join(_OF_QUANTIZATION)}.")
     return FORMATS[_OF_QUANTIZATION[quantization]]
-
-
-def model_dtype(quantization: str) -> str:
-    """The dtype of activations, plain parameters and cache of a model compiled with ``quantization``."""
-    return "float32" if weight_format(quantization).name == "f32_n32" else "bfloat16"

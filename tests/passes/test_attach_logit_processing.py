@@ -4,12 +4,14 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.target import Target
 
+from passes.cpu_kernels import cpu_kernels
 from passes.attach_logit_processing import AttachLogitProcessing
 from tir_kernels.cpu.isa import vector_isa
 from tir_kernels.cpu.logit_processing import apply_bitmask_inplace, apply_logit_bias_inplace, apply_penalty_inplace
 
 TARGET = Target({"kind": "llvm", "mcpu": "x86-64"})
 ISA = vector_isa(TARGET)
+KERNELS = cpu_kernels(ISA)
 
 
 @I.ir_module
@@ -21,7 +23,7 @@ class Model:
 
 def test_adds_three_public_functions_beside_the_model():
     before = Model.clone()
-    after = AttachLogitProcessing(ISA)(Model)
+    after = AttachLogitProcessing(KERNELS)(Model)
     expected = Model.clone()
     for kernel in (apply_logit_bias_inplace(), apply_penalty_inplace(), apply_bitmask_inplace(ISA)):
         expected[kernel.attrs["global_symbol"]] = kernel
@@ -30,7 +32,7 @@ def test_adds_three_public_functions_beside_the_model():
 
 
 def test_functions_are_found_by_name_in_the_library():
-    library = tvm.compile(AttachLogitProcessing(ISA)(Model), target=TARGET).mod
+    library = tvm.compile(AttachLogitProcessing(KERNELS)(Model), target=TARGET).mod
     for name in ("apply_logit_bias_inplace", "apply_penalty_inplace", "apply_bitmask_inplace"):
         assert library.implements_function(name, query_imports=True)
     logits = tvm.runtime.tensor(np.zeros((2, 3), np.float32))

@@ -7,12 +7,14 @@ from tvm.script import tirx as T
 from tvm.target import Target
 from with_kernels import with_kernels
 
+from passes.cpu_kernels import cpu_kernels
 from passes.attach_softmax import AttachSoftmaxWithTemperature
 from tir_kernels.cpu.isa import vector_isa
 from tir_kernels.cpu.softmax import softmax_with_temperature as kernel
 
 TARGET = Target({"kind": "llvm", "mcpu": "x86-64"})
 ISA = vector_isa(TARGET)
+KERNELS = cpu_kernels(ISA)
 
 
 @I.ir_module
@@ -38,11 +40,11 @@ class Expected:
 
 def test_adds_a_relax_function_that_calls_the_kernel():
     expected = with_kernels(Expected, softmax=kernel(None, ISA))
-    tvm.ir.assert_structural_equal(AttachSoftmaxWithTemperature(ISA)(tvm.IRModule()), expected)
+    tvm.ir.assert_structural_equal(AttachSoftmaxWithTemperature(KERNELS)(tvm.IRModule()), expected)
 
 
 def test_compiled_function_hides_the_padded_vocabulary():
-    mod = AttachSoftmaxWithTemperature(ISA, active_vocab_size=40)(tvm.IRModule())
+    mod = AttachSoftmaxWithTemperature(KERNELS, active_vocab_size=40)(tvm.IRModule())
     vm = relax.VirtualMachine(tvm.compile(mod, target=TARGET), tvm.cpu())
     logits = np.random.default_rng(0).normal(size=(3, 1, 64)).astype(np.float32)
     actual = vm["softmax_with_temperature"](

@@ -7,14 +7,17 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
+from passes.cpu_kernels import cpu_kernels
 from passes.dispatch_linear import DispatchLinear
 from passes.weight_plan import StoredParam, weight_plan
 from tir_kernels.cpu.embedding import embedding
 from tir_kernels.cpu.isa import VectorISA
 from tir_kernels.cpu.linear import linear, swiglu
+from tir_kernels.stored_weight import StoredTensor
 from tir_kernels.weight_format import weight_format
 
 ISA = VectorISA("avx512_bf16", 16)
+KERNELS = cpu_kernels(ISA)
 BF16 = weight_format("q0bf16")
 
 
@@ -125,7 +128,7 @@ class Expected:
 
 
 def test_matmuls_take_and_what_follows_them_become_kernels():
-    after = DispatchLinear(BF16, ISA)(Before)
+    after = DispatchLinear(BF16, KERNELS)(Before)
     assert_relax_equal(after, Expected)
     kernels = {
         "embedding": embedding(96, 64, "bf16_n32k2", "bfloat16", ISA),
@@ -193,18 +196,22 @@ def kernels_of(mod: tvm.IRModule) -> list[str]:
     ],
 )
 def test_what_is_fused_behind_a_matmul(body, kernels):
-    assert kernels_of(DispatchLinear(BF16, ISA)(function(body))) == kernels
+    assert kernels_of(DispatchLinear(BF16, KERNELS)(function(body))) == kernels
+
+
+def plain(shape: tuple[int, ...]) -> StoredParam:
+    return StoredParam(shape, (StoredTensor("", shape, "bfloat16", "plain"),), is_matrix=False)
 
 
 def test_a_matrix_with_another_use_stays_plain():
     mod = function("p = R.matmul(x, R.permute_dims(w))\nq = R.sum(w, axis=1)\nout = R.add(p, q)")
-    assert weight_plan(mod, BF16) == [StoredParam((192, 64), (192, 64), "bfloat16", "plain")]
-    assert_relax_equal(DispatchLinear(BF16, ISA)(mod), mod)
+    assert weight_plan(mod, BF16) == [plain((192, 64))]
+    assert_relax_equal(DispatchLinear(BF16, KERNELS)(mod), mod)
 
 
 def test_the_plan_gives_packed_shapes():
     assert weight_plan(Before, weight_format("q4bf16_1")) == [
-        StoredParam((96, 64), (3, 2, 160), "int32", "q4_n32g32"),
-        StoredParam((128, 64), (4, 2, 160), "int32", "q4_n32g32"),
-        StoredParam((128,), (128,), "bfloat16", "plain"),
+        StoredParam((96, 64), (StoredTensor("weight", (3, 2, 160), "int32", "q4_n32g32"),), True),
+        StoredParam((128, 64), (StoredTensor("weight", (4, 2, 160), "int32", "q4_n32g32"),), True),
+        plain((128,)),
     ]

@@ -7,11 +7,12 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
+from passes.cpu_kernels import cpu_kernels
 from passes.explicit_attention import ExplicitAttention
 from runtime.policy import make_policy
 from tir_kernels.cpu.isa import VectorISA
 
-ISA = VectorISA("avx512_bf16", 16)
+KERNELS = cpu_kernels(VectorISA("avx512_bf16", 16))
 
 
 def before(rows: int | None):
@@ -70,7 +71,7 @@ def assert_main_equals(actual: tvm.IRModule, expected: tvm.relax.Function):
 
 def rewrite(rows: int | None, policy):
     """(module after the pass, what builds its expected ``main``)."""
-    after = ExplicitAttention(ISA, policy)(before(rows))
+    after = ExplicitAttention(KERNELS, policy)(before(rows))
     shape = (lambda n: (1, n, 384)) if rows is None else (lambda n: (n, 1, 384))
     return after, ExpectedFunction(after, policy.decode != "full", shape, policy.kv_dtype == "int8")
 
@@ -141,7 +142,7 @@ def test_a_layer_of_which_rows_are_taken_attends_for_these(prefill, attend, colu
                 R.output(both)
             return both
 
-    after = ExplicitAttention(ISA, make_policy(prefill, "full"))(merged(Module, creation_module()))
+    after = ExplicitAttention(KERNELS, make_policy(prefill, "full"))(merged(Module, creation_module()))
     values = {binding.var: binding.value for binding in after["main"].body.blocks[0].bindings}
     calls = {}
     for value in values.values():
@@ -171,4 +172,4 @@ def test_functions_without_attention_stay():
             return y
 
     mod = merged(Module, creation_module())
-    assert_relax_equal(ExplicitAttention(ISA, make_policy("entropy", "latent"))(mod), mod)
+    assert_relax_equal(ExplicitAttention(KERNELS, make_policy("entropy", "latent"))(mod), mod)

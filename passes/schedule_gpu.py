@@ -1,0 +1,61 @@
+"""Schedules every PrimFunc that is not a hand-written kernel by TVM's rules for GPUs (dlight)."""
+
+import tvm
+from tvm import IRModule, s_tir, tirx
+from tvm.s_tir import dlight
+from tvm.target import Target
+
+# Up to so many rows a product with a matrix is bound by reading the matrix, and done as a matrix-vector product of
+# that many rows at a time.
+_FEW_ROWS = ((2, 2), (8, 4))
+_RULES = (
+    dlight.gpu.Matmul(),
+    dlight.gpu.GEMV(),
+    dlight.gpu.Reduction(),
+    dlight.gpu.GeneralReduction(),
+    dlight.gpu.Fallback(),
+)
+
+
+@tvm.transform.module_pass(opt_level=0, name="ScheduleGPU")
+class ScheduleGPU:
+    """Gives each PrimFunc without ``tirx.is_scheduled`` a schedule for ``target`` and that attribute.
+
+    A product with a symbolic number of rows gets three forms, and the number decides at run time: for up to 2, up to 8
+    and more rows.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        mod = mod.clone()
+        with self.target:
+            for var, func in mod.functions_items():
+                if isinstance(func, tirx.PrimFunc) and not func.attrs.get("tirx.is_scheduled", False):
+                    scheduled = self._by_rows(func) or self._first_rule(func)
+                    mod[var] = scheduled.with_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        return s_tir.transform.ConvertSSA()(mod)
+
+    def _first_rule(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
+        for rule in _RULES:
+            schedule = rule.apply(func, self.target, False)
+            if schedule is not None:
+                return schedule.mod["main"]
+        raise ValueError(f"no rule schedules a kernel for a GPU:\n{func.script(show_meta=False)}")
+
+    def _by_rows(self, func: tirx.PrimFunc) -> tirx.PrimFunc | None:
+        rows = {dim for param in func.params for dim in getattr(param, "shape", ()) if isinstance(dim, tirx.Var)}
+        forms = [
+            (limit, dlight.gpu.LowBatchGEMV(bucket).apply(func, self.target, False)) for limit, bucket in _FEW_ROWS
+        ]
+        if len(rows) != 1 or any(schedule is None for _, schedule in forms):
+            return None
+        (count,) = rows
+        many = dlight.gpu.Matmul().apply(func, self.target, False)
+        body = many.mod["main"].body
+        for limit, schedule in reversed(forms):
+            few = tirx.op.tvm_thread_invariant(count <= limit)
+            body = tirx.IfThenElse(few, schedule.mod["main"].body, body)
+        root = tirx.SBlockRealize([], True, tirx.SBlock([], [], [], "root", body))
+        return func.with_body(root).with_attr("tirx.HoistIfThenElseExprWithBlock", 1)
