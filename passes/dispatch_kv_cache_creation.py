@@ -14,7 +14,8 @@ class DispatchKVCacheCreation:
 
     The new function takes five one-element shapes (max_batch_size, max_total_seq_len, prefill_chunk_size, page_size,
     support_sliding_window), as MLC's engine passes them, and calls the native factory with these sizes, the sizes of
-    the model, the dtype and ``policy_text`` ("key=value;..." as runtime/native/policy.h takes it; "" = nothing sparse).
+    the model, the dtype, ``policy_text`` ("key=value;..." as runtime/native/policy.h takes it; "" = nothing sparse) and
+    a tensor that the virtual machine allocates: only that says on which device the cache is to live.
     """
 
     def __init__(self, policy_text: str = ""):
@@ -34,6 +35,7 @@ class DispatchKVCacheCreation:
             PAGE_SIZE,
         ]
         with builder.function("create_tir_paged_kv_cache", params):
+            place = builder.emit(relax.op.builtin.alloc_tensor(relax.ShapeExpr([1]), "float32", 0), "place")
             cache = builder.emit(
                 relax.call_pure_packed(
                     NATIVE_FACTORY,
@@ -41,6 +43,7 @@ class DispatchKVCacheCreation:
                     relax.ShapeExpr(model),
                     tvm.ir.StringImm(spec.dtype),
                     tvm.ir.StringImm(self.policy_text),
+                    place,
                     ty_args=relax.AnyType(),
                 )
             )

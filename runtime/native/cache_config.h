@@ -20,7 +20,8 @@ struct CacheConfig {
   int64_t max_step_tokens() const { return std::max(prefill_chunk, max_batch); }
 
   // engine = [max_batch, max_total_seq_len, prefill_chunk, page_size, support_sliding_window];
-  // model = [num_layers, num_attention_heads, num_key_value_heads, head_dim, physical_page]; dtype bfloat16 or float32.
+  // model = [num_layers, num_attention_heads, num_key_value_heads, head_dim, physical_page]; dtype bfloat16, float16 or
+  // float32.
   static CacheConfig Parse(const ffi::Shape& engine, const ffi::Shape& model, const ffi::String& dtype) {
     if (engine.size() != 5 || model.size() != 5) {
       TVM_FFI_THROW(ValueError) << "kv_cache_create expects an engine configuration and a model configuration of 5 "
@@ -38,10 +39,12 @@ struct CacheConfig {
     CheckSize("physical_page", c.page);
     if (dtype == "bfloat16") {
       c.dtype = DLDataType{kDLBfloat, 16, 1};
+    } else if (dtype == "float16") {
+      c.dtype = DLDataType{kDLFloat, 16, 1};
     } else if (dtype == "float32") {
       c.dtype = DLDataType{kDLFloat, 32, 1};
     } else {
-      TVM_FFI_THROW(ValueError) << "The KV cache stores bfloat16 or float32, not " << dtype << ".";
+      TVM_FFI_THROW(ValueError) << "The KV cache stores bfloat16, float16 or float32, not " << dtype << ".";
     }
     if (c.num_attention_heads % c.num_key_value_heads || c.head_dim % c.pair() || c.page % c.pair()) {
       TVM_FFI_THROW(ValueError) << "Unsupported KV cache: " << c.num_attention_heads << " attention heads, "

@@ -8,19 +8,25 @@
 #include "compression_kernels.h"
 #include "entry_layout.h"
 #include "query_window.h"
+#include "table_block.h"
 
 namespace entropy_mlc {
 
 class Compressor {
  public:
-  Compressor(const CacheConfig& config, PageStore* store, PagePool* pool, EntryLayout* layout, QueryWindow* window)
+  Compressor(const CacheConfig& config, PageStore* store, PagePool* pool, EntryLayout* layout, QueryWindow* window,
+             const Device* device)
       : num_layers_(config.num_layers),
         heads_(config.num_key_value_heads),
         page_(config.page),
         store_(store),
         pool_(pool),
         cells_(&layout->cells()),
-        window_(window) {}
+        window_(window),
+        kept_block_(device),
+        source_block_(device),
+        move_block_(device),
+        scores_(device) {}
 
   // Whether the policy can shorten this sequence at all.
   bool Applies(const Policy& policy, const Sequence& sequence) const {
@@ -82,58 +88,74 @@ class Compressor {
   }
 
  private:
-  static constexpr int64_t kAlign = 16;  // numbers: kernels want tensors aligned to 64 bytes
-  static int64_t Aligned(int64_t n) { return CeilDiv(n, kAlign) * kAlign; }
+  // What a layer keeps: the entries of each head, ascending, and how many they are.
+  struct KeptEntries {
+    Table<int32_t> entries;  // [G, max_kept_]
+    Table<int32_t> lengths;  // [G]
+  };
 
-  int32_t* Kept(int64_t layer) { return kept_.data() + layer * heads_ * max_kept_; }
-  int32_t* KeptLengths(int64_t layer) { return kept_lengths_.data() + layer * Aligned(heads_); }
-  int64_t KeptLength(int64_t layer, int64_t head) { return KeptLengths(layer)[head]; }
+  int64_t KeptLength(int64_t layer, int64_t head) const { return kept_[layer].lengths.numbers[head]; }
 
   // What every layer and head keeps. All of it before anything moves, so that an error leaves the sequence whole.
   void Select(const Policy& policy, const Sequence& sequence) {
-    int64_t max_len = sequence.max_entries();
-    max_kept_ = Aligned(std::min(max_len, policy.capacity * (policy.decode == "adakv" ? heads_ : 1)));
-    kept_.Reserve(num_layers_ * heads_ * max_kept_);
-    kept_lengths_.Reserve(num_layers_ * Aligned(heads_));
+    // Rows of a multiple of 64 bytes.
+    max_kept_ = TableBlock::Room(
+        std::min(sequence.max_entries(), policy.capacity * (policy.decode == "adakv" ? heads_ : 1)));
+    kept_block_.Begin(num_layers_ * (TableBlock::Room(heads_ * max_kept_) + TableBlock::Room(heads_)));
+    kept_.clear();
     for (int64_t layer = 0; layer < num_layers_; ++layer) {
-      if (policy.decode == "streaming") {
-        SelectLatest(policy, sequence, layer);
-      } else {
-        SelectByScore(policy, sequence, layer, max_len);
-      }
+      kept_.push_back({kept_block_.Add<int32_t>({heads_, max_kept_}), kept_block_.Add<int32_t>({heads_})});
+    }
+    if (policy.decode == "streaming") {
+      SelectLatest(policy, sequence);
+    } else {
+      SelectByScore(policy, sequence);
     }
   }
 
   // StreamingLLM: the first entries, and the latest.
-  void SelectLatest(const Policy& policy, const Sequence& sequence, int64_t layer) {
-    for (int64_t head = 0; head < heads_; ++head) {
-      int64_t entries = sequence.entries(layer, head), count = std::min(entries, policy.capacity);
-      int32_t* kept = Kept(layer) + head * max_kept_;
-      for (int64_t i = 0; i < count; ++i) {
-        kept[i] = static_cast<int32_t>(i < policy.sinks ? i : entries - count + i);
+  void SelectLatest(const Policy& policy, const Sequence& sequence) {
+    for (int64_t layer = 0; layer < num_layers_; ++layer) {
+      for (int64_t head = 0; head < heads_; ++head) {
+        int64_t entries = sequence.entries(layer, head), count = std::min(entries, policy.capacity);
+        int32_t* kept = kept_[layer].entries.numbers + head * max_kept_;
+        for (int64_t i = 0; i < count; ++i) {
+          kept[i] = static_cast<int32_t>(i < policy.sinks ? i : entries - count + i);
+        }
+        kept_[layer].lengths.numbers[head] = static_cast<int32_t>(count);
       }
-      KeptLengths(layer)[head] = static_cast<int32_t>(count);
     }
+    kept_block_.Upload();
   }
 
-  void SelectByScore(const Policy& policy, const Sequence& sequence, int64_t layer, int64_t max_len) {
-    scores_.Reserve(heads_ * max_len);
-    lengths_.Reserve(heads_);
-    int64_t max_pages = CeilDiv(max_len, page_);
-    source_.Reserve(heads_ * max_pages);
-    for (int64_t head = 0; head < heads_; ++head) {
-      int64_t entries = sequence.entries(layer, head);
-      lengths_.data()[head] = static_cast<int32_t>(entries);
-      for (int64_t i = 0; i < CeilDiv(entries, page_); ++i) {
-        source_.data()[head * max_pages + i] = sequence.head_page(layer, head, i, heads_);
+  void SelectByScore(const Policy& policy, const Sequence& sequence) {
+    struct Source {
+      Tensor pages, lengths;  // [G, max_pages], [G]
+    };
+    int64_t max_len = sequence.max_entries(), max_pages = CeilDiv(max_len, page_);
+    source_block_.Begin(num_layers_ * (TableBlock::Room(heads_ * max_pages) + TableBlock::Room(heads_)));
+    std::vector<Source> sources;
+    for (int64_t layer = 0; layer < num_layers_; ++layer) {
+      Table<int32_t> pages = source_block_.Add<int32_t>({heads_, max_pages});
+      Table<int32_t> lengths = source_block_.Add<int32_t>({heads_});
+      for (int64_t head = 0; head < heads_; ++head) {
+        int64_t entries = sequence.entries(layer, head);
+        lengths.numbers[head] = static_cast<int32_t>(entries);
+        for (int64_t i = 0; i < CeilDiv(entries, page_); ++i) {
+          pages.numbers[head * max_pages + i] = sequence.head_page(layer, head, i, heads_);
+        }
       }
+      sources.push_back({pages.tensor, lengths.tensor});
     }
-    Int32Argument pages(source_.data(), {heads_, max_pages}), lengths(lengths_.data(), {heads_});
-    Int32Argument kept(Kept(layer), {heads_, max_kept_}), kept_lengths(KeptLengths(layer), {heads_});
-    Float32Argument scores(scores_.data(), {heads_, max_len});
-    WindowScores(window_->observed(layer), window_->first_row(sequence), window_->newest(sequence), store_->k(layer),
-                 pages.get(), lengths.get(), scores.get());
-    SelectEntries(scores.get(), lengths.get(), kept.get(), kept_lengths.get(), policy);
+    source_block_.Upload();
+    Tensor scores = scores_.Get({heads_, max_len}, DLDataType{kDLFloat, 32, 1});
+    for (int64_t layer = 0; layer < num_layers_; ++layer) {
+      const Source& source = sources[layer];
+      WindowScores(window_->observed(layer), window_->first_row(sequence), window_->newest(sequence), store_->k(layer),
+                   source.pages, source.lengths, scores);
+      SelectEntries(scores, source.lengths, kept_[layer].entries.tensor, kept_[layer].lengths.tensor, policy);
+    }
+    kept_block_.Download();
   }
 
   // The entry lists that a plain sequence would have.
@@ -152,31 +174,49 @@ class Compressor {
 
   // Compacts every layer, in place where the pages are the sequence's own, and records what the heads hold now.
   void Move(const Policy& policy, Sequence* sequence) {
-    int64_t exact_from = std::max(sequence->exact_from, sequence->length - policy.tail());
+    struct Pages {
+      std::vector<std::vector<int32_t>> targets;  // by head
+      int64_t num_source = 1, num_target = 1;
+      Tensor source, target;  // [G, num_source], [G, num_target]
+    };
+    std::vector<Pages> moves(num_layers_);
+    int64_t room = 0;
     for (int64_t layer = 0; layer < num_layers_; ++layer) {
       LayerEntries& entries = sequence->layers[layer];
-      std::vector<std::vector<int32_t>> targets(heads_);
-      int64_t num_source = 1, num_target = 1;
+      Pages& move = moves[layer];
       for (int64_t head = 0; head < heads_; ++head) {
         const std::vector<int32_t>& pages = entries.heads[head].pages;
-        targets[head].assign(pages.begin(), pages.begin() + CeilDiv(KeptLength(layer, head), page_));
-        for (int32_t& cell : targets[head]) cell = cells_->Shared(cell) ? cells_->Take(&entries) : cell;
-        num_source = std::max<int64_t>(num_source, pages.size());
-        num_target = std::max<int64_t>(num_target, targets[head].size());
+        std::vector<int32_t> target(pages.begin(), pages.begin() + CeilDiv(KeptLength(layer, head), page_));
+        for (int32_t& cell : target) cell = cells_->Shared(cell) ? cells_->Take(&entries) : cell;
+        move.num_source = std::max<int64_t>(move.num_source, pages.size());
+        move.num_target = std::max<int64_t>(move.num_target, target.size());
+        move.targets.push_back(std::move(target));
       }
-      source_.Reserve(heads_ * num_source);
-      target_.Reserve(heads_ * num_target);
-      for (int64_t head = 0; head < heads_; ++head) {
-        const std::vector<int32_t>& pages = entries.heads[head].pages;
-        std::copy(pages.begin(), pages.end(), source_.data() + head * num_source);
-        std::copy(targets[head].begin(), targets[head].end(), target_.data() + head * num_target);
-      }
-      Int32Argument source(source_.data(), {heads_, num_source}), target(target_.data(), {heads_, num_target});
-      Int32Argument kept(Kept(layer), {heads_, max_kept_}), kept_lengths(KeptLengths(layer), {heads_});
-      Compact(store_->k(layer), store_->v(layer), source.get(), target.get(), kept.get(), kept_lengths.get());
-      for (int64_t head = 0; head < heads_; ++head) entries.heads[head].pages = std::move(targets[head]);
+      room += TableBlock::Room(heads_ * move.num_source) + TableBlock::Room(heads_ * move.num_target);
     }
-    RecordPositions(exact_from, sequence);
+    move_block_.Begin(room);
+    for (int64_t layer = 0; layer < num_layers_; ++layer) {
+      Pages& move = moves[layer];
+      Table<int32_t> source = move_block_.Add<int32_t>({heads_, move.num_source});
+      Table<int32_t> target = move_block_.Add<int32_t>({heads_, move.num_target});
+      for (int64_t head = 0; head < heads_; ++head) {
+        const std::vector<int32_t>& pages = sequence->layers[layer].heads[head].pages;
+        std::copy(pages.begin(), pages.end(), source.numbers + head * move.num_source);
+        std::copy(move.targets[head].begin(), move.targets[head].end(), target.numbers + head * move.num_target);
+      }
+      move.source = source.tensor;
+      move.target = target.tensor;
+    }
+    move_block_.Upload();
+    for (int64_t layer = 0; layer < num_layers_; ++layer) {
+      Pages& move = moves[layer];
+      const KeptEntries& kept = kept_[layer];
+      Compact(store_->k(layer), store_->v(layer), move.source, move.target, kept.entries.tensor, kept.lengths.tensor);
+      for (int64_t head = 0; head < heads_; ++head) {
+        sequence->layers[layer].heads[head].pages = std::move(move.targets[head]);
+      }
+    }
+    RecordPositions(std::max(sequence->exact_from, sequence->length - policy.tail()), sequence);
   }
 
   void RecordPositions(int64_t exact_from, Sequence* sequence) {
@@ -184,7 +224,7 @@ class Compressor {
       for (int64_t head = 0; head < heads_; ++head) {
         std::vector<int32_t> positions;
         for (int64_t i = 0; i < KeptLength(layer, head); ++i) {
-          int32_t position = sequence->position(layer, head, Kept(layer)[head * max_kept_ + i]);
+          int32_t position = sequence->position(layer, head, kept_[layer].entries.numbers[head * max_kept_ + i]);
           if (position < exact_from) positions.push_back(position);
         }
         sequence->layers[layer].heads[head].kept = std::move(positions);
@@ -198,8 +238,9 @@ class Compressor {
   PagePool* pool_;
   RaggedCells* cells_;
   QueryWindow* window_;
-  StepTable kept_, kept_lengths_, lengths_, source_, target_;  // aligned workspaces
-  FloatTable scores_;
+  TableBlock kept_block_, source_block_, move_block_;
+  Workspace scores_;
+  std::vector<KeptEntries> kept_;  // by layer, of the last Select
   int64_t max_kept_ = 0;
 };
 

@@ -1,10 +1,6 @@
 // The compiled kernels that compress a layer of a sequence. They are linked into the same library, if it was compiled
 // to compress; a library without them has null pointers here.
 #pragma once
-#include <algorithm>
-#include <array>
-#include <vector>
-
 #include "ffi.h"
 #include "policy.h"
 
@@ -19,33 +15,6 @@ KV_KERNEL(__tvm_ffi_kv_compact);
 
 namespace entropy_mlc {
 
-// A tensor argument of one call, over memory that someone else owns.
-class TensorArgument {
- public:
-  TensorArgument(void* data, DLDataType dtype, const std::vector<int64_t>& shape) {
-    std::copy(shape.begin(), shape.end(), shape_.begin());
-    tensor_ = {data, {kDLCPU, 0}, static_cast<int32_t>(shape.size()), dtype, shape_.data(), nullptr, 0};
-  }
-  TensorArgument(const TensorArgument&) = delete;
-  TensorArgument& operator=(const TensorArgument&) = delete;
-
-  DLTensor* get() { return &tensor_; }
-
- private:
-  std::array<int64_t, 4> shape_;
-  DLTensor tensor_;
-};
-
-class Int32Argument : public TensorArgument {
- public:
-  Int32Argument(int32_t* data, const std::vector<int64_t>& shape) : TensorArgument(data, {kDLInt, 32, 1}, shape) {}
-};
-
-class Float32Argument : public TensorArgument {
- public:
-  Float32Argument(float* data, const std::vector<int64_t>& shape) : TensorArgument(data, {kDLFloat, 32, 1}, shape) {}
-};
-
 inline void RequireCompressionKernels() {
   if (!__tvm_ffi_kv_window_scores || !__tvm_ffi_kv_select_entries || !__tvm_ffi_kv_compact) {
     TVM_FFI_THROW(RuntimeError) << "This model library has no kernels that compress its KV cache; compile it with a "
@@ -54,7 +23,7 @@ inline void RequireCompressionKernels() {
 }
 
 template <typename Kernel, typename... Args>
-void CallKernel(Kernel* kernel, Args... args) {
+void CallKernel(Kernel* kernel, const Args&... args) {
   ffi::AnyView packed[] = {ffi::AnyView(args)...};
   ffi::Any result;
   TVM_FFI_CHECK_SAFE_CALL(kernel(nullptr, reinterpret_cast<const TVMFFIAny*>(packed), sizeof...(args),
@@ -63,22 +32,21 @@ void CallKernel(Kernel* kernel, Args... args) {
 
 // scores float32 [G, max_len]: how much the window's queries look at each entry.
 inline void WindowScores(const Tensor& observed, int64_t first_row, int64_t newest, const Tensor& k_pages,
-                         DLTensor* page_indices, DLTensor* kv_lengths, DLTensor* scores) {
-  CallKernel(__tvm_ffi_kv_window_scores, observed, first_row, newest, k_pages, page_indices,
-             kv_lengths, scores);
+                         const Tensor& page_indices, const Tensor& kv_lengths, const Tensor& scores) {
+  CallKernel(__tvm_ffi_kv_window_scores, observed, first_row, newest, k_pages, page_indices, kv_lengths, scores);
 }
 
 // kept int32 [G, max_kept], kept_lengths int32 [G]: the entries to keep, ascending; the policy.tail() newest are there.
-inline void SelectEntries(DLTensor* scores, DLTensor* kv_lengths, DLTensor* kept, DLTensor* kept_lengths,
-                          const Policy& policy) {
-  CallKernel(__tvm_ffi_kv_select_entries, scores, kv_lengths, kept, kept_lengths,
-             policy.capacity, policy.tail(), policy.pooling_kernel, int64_t{policy.pooling == "max"},
-             int64_t{policy.decode == "adakv"}, policy.adaptive_alpha);
+inline void SelectEntries(const Tensor& scores, const Tensor& kv_lengths, const Tensor& kept,
+                          const Tensor& kept_lengths, const Policy& policy) {
+  CallKernel(__tvm_ffi_kv_select_entries, scores, kv_lengths, kept, kept_lengths, policy.capacity, policy.tail(),
+             policy.pooling_kernel, int64_t{policy.pooling == "max"}, int64_t{policy.decode == "adakv"},
+             policy.adaptive_alpha);
 }
 
 // Moves entry kept[h, i] of source_pages [G, ns] to entry i of target_pages [G, nt], for i < kept_lengths[h].
-inline void Compact(const Tensor& k_pages, const Tensor& v_pages, DLTensor* source_pages, DLTensor* target_pages,
-                    DLTensor* kept, DLTensor* kept_lengths) {
+inline void Compact(const Tensor& k_pages, const Tensor& v_pages, const Tensor& source_pages,
+                    const Tensor& target_pages, const Tensor& kept, const Tensor& kept_lengths) {
   CallKernel(__tvm_ffi_kv_compact, k_pages, v_pages, source_pages, target_pages, kept, kept_lengths);
 }
 

@@ -8,7 +8,7 @@
 
 #include "gate_plan.h"
 #include "page_store.h"
-#include "step_table.h"
+#include "table_block.h"
 
 namespace entropy_mlc {
 
@@ -18,9 +18,14 @@ class GateStep {
   // blocks to keep, whether the head is rigid.
   static constexpr int64_t kGateColumns = 4;
 
-  GateStep(const CacheConfig& config, const Policy& policy)
+  GateStep(const CacheConfig& config, const Policy& policy, const Device* device)
       : num_layers_(config.num_layers),
         heads_(config.num_key_value_heads),
+        inputs_(device),
+        gates_(device),
+        scores_(device),
+        block_counts_(device),
+        block_lists_(device),
         layers_(std::max<int64_t>(config.num_layers - policy.layer_skip, 0)) {}
 
   // Forgets the tables of the last step.
@@ -41,22 +46,21 @@ class GateStep {
                                 << " layers.";
     }
     LayerGates& gates = layers_[layer - policy.layer_skip];
-    if (gates.tensors.empty()) {
-      gates.tensors = {store.representatives(layer), gates.table.tensor(), gates.parameters.tensor()};
-    }
+    if (gates.tensors.empty()) gates.tensors = {store.representatives(layer), gates.table.tensor, gates.parameters};
     return gates.tensors;
   }
 
   // Moves what the step observed into its sequences, if it had tables.
   void End(const std::vector<BatchEntry>& batch) {
     if (tables_.empty()) return;
+    if (!segments_.empty()) gates_.Download();
     for (const BatchEntry& entry : batch) entry.sequence->gate.represented = entry.sequence->length;
     int64_t row_size = heads_ * kGateColumns;
     for (size_t i = 0; i < segments_.size(); ++i) {
       auto values = std::make_shared<std::vector<float>>();
       values->reserve(layers_.size() * row_size);
-      for (LayerGates& layer : layers_) {
-        const float* row = layer.table.data() + (batch.size() + i) * row_size;
+      for (const LayerGates& layer : layers_) {
+        const float* row = layer.table.numbers + (batch.size() + i) * row_size;
         values->insert(values->end(), row, row + row_size);
       }
       batch[segments_[i].sequence].sequence->gate.records.push_back({segments_[i].index, std::move(values)});
@@ -66,62 +70,62 @@ class GateStep {
  private:
   // Of a layer from layer_skip on.
   struct LayerGates {
-    FloatTable parameters;       // [8]
-    FloatTable table;            // [B + number of segments, G, kGateColumns]
+    Tensor parameters;           // [8]
+    Table<float> table;          // [B + number of segments, G, kGateColumns]
     ffi::Array<Tensor> tensors;  // answer of Layer(), empty until asked for in this step
   };
 
   void Build(const std::vector<BatchEntry>& batch, const Policy& policy, bool is_tree) {
     segments_ = PlanSegments(batch, policy, is_tree);
-    FillSegments();
-    FillTiles(PlanGatedTiles(batch, policy, segments_));
-    FillBlockRanges(batch, policy.block_size);
-    ReserveWorkspaces(policy.segment_size / policy.block_size);
+    std::vector<GatedTile> tiles = PlanGatedTiles(batch, policy, segments_);
+    auto room = TableBlock::Room;
+    inputs_.Begin(room(5 * segments_.size()) + room(4 * tiles.size()) + room(2 * batch.size()) +
+                  layers_.size() * room(8));
+    gates_.Begin(layers_.size() * room((batch.size() + segments_.size()) * heads_ * kGateColumns));
+    Tensor segments = FillSegments(), tile_table = FillTiles(tiles);
+    Tensor block_ranges = FillBlockRanges(batch, policy.block_size);
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
       double budget = policy.LayerBudget(policy.layer_skip + layer, num_layers_);
-      FillParameters(policy, budget, &layers_[layer].parameters);
-      FillGates(batch, layer, budget);
+      layers_[layer] = {FillParameters(policy, budget), FillGates(batch, layer, budget), ffi::Array<Tensor>()};
     }
+    inputs_.Upload();
+    gates_.Upload();
     // Last: as long as it is empty, the step has no tables.
-    tables_ = {segment_table_.tensor(), tiles_.tensor(),        block_ranges_.tensor(),
-               scores_.tensor(),        block_counts_.tensor(), block_lists_.tensor()};
+    tables_ = AddWorkspaces({segments, tile_table, block_ranges}, policy.segment_size / policy.block_size);
   }
 
-  void FillSegments() {
-    int64_t count = static_cast<int64_t>(segments_.size());
-    segment_table_.Reserve(5 * count);
-    int32_t* out = segment_table_.data();
+  Tensor FillSegments() {
+    Table<int32_t> table = inputs_.Add<int32_t>({static_cast<int64_t>(segments_.size()), 5});
+    int32_t* out = table.numbers;
     for (const GateSegment& s : segments_) {
       for (int32_t value : {s.sequence, s.first_row, s.index, s.previous_row, s.gated}) *out++ = value;
     }
-    segment_table_.Publish({count, 5});
+    return table.tensor;
   }
 
-  void FillTiles(const std::vector<GatedTile>& tiles) {
-    int64_t count = static_cast<int64_t>(tiles.size());
-    tiles_.Reserve(4 * count);
-    int32_t* out = tiles_.data();
+  Tensor FillTiles(const std::vector<GatedTile>& tiles) {
+    Table<int32_t> table = inputs_.Add<int32_t>({static_cast<int64_t>(tiles.size()), 4});
+    int32_t* out = table.numbers;
     for (const GatedTile& t : tiles) {
       for (int32_t value : {t.sequence, t.first_row, t.num_rows, t.segment}) *out++ = value;
     }
-    tiles_.Publish({count, 4});
+    return table.tensor;
   }
 
   // A block that was partly filled is computed again; blocks of compressed sequences are never read.
-  void FillBlockRanges(const std::vector<BatchEntry>& batch, int64_t block_size) {
-    int64_t count = static_cast<int64_t>(batch.size());
-    block_ranges_.Reserve(2 * count);
-    int32_t* out = block_ranges_.data();
+  Tensor FillBlockRanges(const std::vector<BatchEntry>& batch, int64_t block_size) {
+    Table<int32_t> table = inputs_.Add<int32_t>({static_cast<int64_t>(batch.size()), 2});
+    int32_t* out = table.numbers;
     for (const BatchEntry& entry : batch) {
       const Sequence& sequence = *entry.sequence;
       bool compressed = sequence.compressed();
       *out++ = compressed ? 0 : static_cast<int32_t>(sequence.gate.represented / block_size);
       *out++ = compressed ? 0 : static_cast<int32_t>(CeilDiv(sequence.length, block_size));
     }
-    block_ranges_.Publish({count, 2});
+    return table.tensor;
   }
 
-  static void FillParameters(const Policy& policy, double budget, FloatTable* parameters) {
+  Tensor FillParameters(const Policy& policy, double budget) {
     const double values[8] = {budget,
                               policy.entropy_threshold,
                               policy.delta_t,
@@ -130,29 +134,27 @@ class GateStep {
                               static_cast<double>(policy.keep_first / policy.block_size),
                               static_cast<double>(policy.keep_recent / policy.block_size),
                               0};
-    parameters->Reserve(8);
-    for (int i = 0; i < 8; ++i) parameters->data()[i] = static_cast<float>(values[i]);
-    parameters->Publish({8});
+    Table<float> table = inputs_.Add<float>({8});
+    for (int i = 0; i < 8; ++i) table.numbers[i] = static_cast<float>(values[i]);
+    return table.tensor;
   }
 
-  // Not filled: the kernels of a layer write them before they read them.
-  void ReserveWorkspaces(int64_t blocks_per_segment) {
+  // Scores, counts and lists are not filled: the kernels of a layer write them before they read them.
+  ffi::Array<Tensor> AddWorkspaces(ffi::Array<Tensor> tables, int64_t blocks_per_segment) {
     int64_t count = static_cast<int64_t>(segments_.size()), max_blocks = 1;
     for (const GateSegment& s : segments_) max_blocks = std::max(max_blocks, s.index * blocks_per_segment);
-    scores_.Reserve(count * heads_ * max_blocks);
-    block_lists_.Reserve(count * heads_ * max_blocks);
-    block_counts_.Reserve(count * heads_);
-    scores_.Publish({count, heads_, max_blocks});
-    block_lists_.Publish({count, heads_, max_blocks});
-    block_counts_.Publish({count, heads_});
+    DLDataType integer{kDLInt, 32, 1};
+    tables.push_back(scores_.Get({count, heads_, max_blocks}, DLDataType{kDLFloat, 32, 1}));
+    tables.push_back(block_counts_.Get({count, heads_}, integer));
+    tables.push_back(block_lists_.Get({count, heads_, max_blocks}, integer));
+    return tables;
   }
 
   // The state of each sequence, then rows for the observations, NaN until a kernel writes them.
-  void FillGates(const std::vector<BatchEntry>& batch, size_t layer, double budget) {
+  Table<float> FillGates(const std::vector<BatchEntry>& batch, size_t layer, double budget) {
     int64_t rows = static_cast<int64_t>(batch.size() + segments_.size()), row_size = heads_ * kGateColumns;
-    FloatTable& table = layers_[layer].table;
-    table.Reserve(rows * row_size);
-    float* out = table.data();
+    Table<float> table = gates_.Add<float>({rows, heads_, kGateColumns});
+    float* out = table.numbers;
     for (const BatchEntry& entry : batch) {
       const std::vector<GateRecord>& records = entry.sequence->gate.records;
       if (records.empty()) {
@@ -164,14 +166,13 @@ class GateStep {
       }
     }
     std::fill_n(out, segments_.size() * row_size, std::numeric_limits<float>::quiet_NaN());
-    table.Publish({rows, heads_, kGateColumns});
-    layers_[layer].tensors = ffi::Array<Tensor>();
+    return table;
   }
 
   int64_t num_layers_, heads_;
   std::vector<GateSegment> segments_;
-  StepTable segment_table_, tiles_, block_ranges_, block_counts_, block_lists_;
-  FloatTable scores_;
+  TableBlock inputs_, gates_;
+  Workspace scores_, block_counts_, block_lists_;
   std::vector<LayerGates> layers_;
   ffi::Array<Tensor> tables_;  // answer of Tables(), empty until asked for in this step
 };
@@ -180,16 +181,17 @@ class GateStep {
 inline Tensor ReadGates(const GateHistory& history, int64_t length, const CacheConfig& config, const Policy& policy) {
   int64_t segments = CeilDiv(length, policy.segment_size);
   int64_t row_size = config.num_key_value_heads * GateStep::kGateColumns;
-  FloatTable table;
-  table.Reserve(config.num_layers * segments * row_size);
-  std::fill_n(table.data(), config.num_layers * segments * row_size, std::numeric_limits<float>::quiet_NaN());
+  Tensor table = HostTensor({config.num_layers, segments, config.num_key_value_heads, GateStep::kGateColumns},
+                            DLDataType{kDLFloat, 32, 1});
+  float* rows = static_cast<float*>(table.data_ptr());
+  std::fill_n(rows, config.num_layers * segments * row_size, std::numeric_limits<float>::quiet_NaN());
   for (const GateRecord& record : history.records) {
     for (int64_t layer = policy.layer_skip; layer < config.num_layers; ++layer) {
       const float* row = record.values->data() + (layer - policy.layer_skip) * row_size;
-      std::copy_n(row, row_size, table.data() + (layer * segments + record.segment) * row_size);
+      std::copy_n(row, row_size, rows + (layer * segments + record.segment) * row_size);
     }
   }
-  return table.Publish({config.num_layers, segments, config.num_key_value_heads, GateStep::kGateColumns});
+  return table;
 }
 
 }  // namespace entropy_mlc

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "entry_layout.h"
-#include "step_table.h"
 
 namespace entropy_mlc {
 
@@ -13,11 +12,11 @@ inline Tensor ReadPositions(const Sequence& sequence, int64_t layer, int64_t hea
     TVM_FFI_THROW(ValueError) << "The KV cache has " << config.num_key_value_heads << " KV heads and no head " << head
                               << ".";
   }
-  StepTable positions;
   int64_t entries = sequence.entries(layer, head);
-  positions.Reserve(entries);
-  for (int64_t i = 0; i < entries; ++i) positions.data()[i] = sequence.position(layer, head, i);
-  return positions.Publish({entries});
+  Tensor positions = HostTensor({entries}, DLDataType{kDLInt, 32, 1});
+  int32_t* out = static_cast<int32_t*>(positions.data_ptr());
+  for (int64_t i = 0; i < entries; ++i) out[i] = sequence.position(layer, head, i);
+  return positions;
 }
 
 // The memory of a K or V tensor for `length` entries, once its form is checked.

@@ -5,16 +5,18 @@
 namespace entropy_mlc {
 namespace {
 
-ffi::ObjectRef Create(ffi::Shape engine, ffi::Shape model, ffi::String dtype, ffi::String policy_text) {
+// The cache is on the device of `place`, a tensor of any kind that the virtual machine has allocated: it knows its device
+// when the library is loaded, and the library does not.
+ffi::ObjectRef Create(ffi::Shape engine, ffi::Shape model, ffi::String dtype, ffi::String policy_text, Tensor place) {
   static const KVAbi abi = ProbeKVAbi();
   CacheConfig config = CacheConfig::Parse(engine, model, dtype);
   Policy policy = Policy::Parse(policy_text);
   if (abi.checkpoint && abi.shared_kv) {
-    return MakeKVCache<abi_checkpoint_shared_kv::AttentionKVCacheObj>(config, policy);
+    return MakeKVCache<abi_checkpoint_shared_kv::AttentionKVCacheObj>(config, policy, place.device());
   }
-  if (abi.checkpoint) return MakeKVCache<abi_checkpoint::AttentionKVCacheObj>(config, policy);
-  if (abi.shared_kv) return MakeKVCache<abi_shared_kv::AttentionKVCacheObj>(config, policy);
-  return MakeKVCache<abi_base::AttentionKVCacheObj>(config, policy);
+  if (abi.checkpoint) return MakeKVCache<abi_checkpoint::AttentionKVCacheObj>(config, policy, place.device());
+  if (abi.shared_kv) return MakeKVCache<abi_shared_kv::AttentionKVCacheObj>(config, policy, place.device());
+  return MakeKVCache<abi_base::AttentionKVCacheObj>(config, policy, place.device());
 }
 
 void Configure(ffi::ObjectRef cache, ffi::String text) { LiveCaches::Get().Find(cache).Configure(text); }

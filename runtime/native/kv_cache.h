@@ -21,17 +21,20 @@ namespace entropy_mlc {
 
 class KVCache {
  public:
-  KVCache(const CacheConfig& config, const Policy& policy)
+  KVCache(const CacheConfig& config, const Policy& policy, DLDevice device)
       : config_(config),
         policy_(policy),
-        store_(config, policy, NumPages(config)),
+        device_(device),
+        store_(config, policy, NumPages(config), &device_),
         pages_(static_cast<int32_t>(NumPages(config))),
         layout_(config, &store_, &pages_),
-        window_(config, policy),
-        compressor_(config, &store_, &pages_, &layout_, &window_),
+        window_(config, policy, &device_),
+        compressor_(config, &store_, &pages_, &layout_, &window_, &device_),
         schedule_(&pages_, &layout_, &compressor_),
-        gate_(config, policy),
-        layers_(config.num_layers) {}
+        plan_(config, &device_),
+        gate_(config, policy, &device_),
+        layers_(config.num_layers),
+        windows_(config.num_layers) {}
 
   KVCache(const KVCache&) = delete;
   KVCache& operator=(const KVCache&) = delete;
@@ -113,13 +116,14 @@ class KVCache {
                                   << " tokens needs " << new_pages << " more; remove sequences or create the cache "
                                   << "with a larger max_total_seq_length.";
     }
-    plan_.Reserve(batch, config_);
+    plan_.Reserve(batch);
 
     for (const BatchEntry& entry : batch) Append(*entry.sequence, entry.new_tokens, tree.has_value());
-    plan_.Fill(batch, config_);
-    for (ffi::Array<Tensor>& layer : layers_) layer = ffi::Array<Tensor>();
+    plan_.Fill(batch, window_);
+    for (auto* answers : {&layers_, &windows_}) {
+      for (ffi::Array<Tensor>& answer : *answers) answer = ffi::Array<Tensor>();
+    }
     gate_.Begin();
-    window_.Begin();
     batch_ = std::move(batch);
     step_is_tree_ = tree.has_value();
     step_is_open_ = true;
@@ -167,7 +171,7 @@ class KVCache {
     return static_cast<int32_t>(sequences_.Find(id).length);
   }
 
-  const Tensor& GetQueryPositions() const {
+  Tensor GetQueryPositions() const {
     RequireOpenStep("GetQueryPositions");
     return plan_.positions();
   }
@@ -185,8 +189,7 @@ class KVCache {
     ffi::Array<Tensor>& tensors = layers_[layer];
     if (tensors.empty()) {
       const LayerTables& t = plan_.layer(layer);
-      tensors = {store_.k(layer),         store_.v(layer),          t.append_slots.tensor(),
-                 t.page_indptr.tensor(), t.page_indices.tensor(), t.kv_lengths.tensor()};
+      tensors = {store_.k(layer), store_.v(layer), t.append_slots, t.page_indptr, t.page_indices, t.kv_lengths};
     }
     return tensors;
   }
@@ -204,12 +207,14 @@ class KVCache {
     return gate_.Layer(layer, policy_, store_);
   }
 
-  // (query_slots, observed) of a layer in the open step: where rope_append stores the newest queries.
+  // (query_slots int32 [n], observed) of a layer in the open step: where rope_append stores the newest queries.
   const ffi::Array<Tensor>& Window(int64_t layer) {
     RequireOpenStep("kv_cache_window");
     RequireLayer(layer);
     if (!policy_.can_compress) Unsupported("a query window: it was compiled for a full decode");
-    return window_.Tables(layer, batch_);
+    ffi::Array<Tensor>& tensors = windows_[layer];
+    if (tensors.empty()) tensors = {plan_.query_slots(), window_.observed(layer)};
+    return tensors;
   }
 
   // The tokens whose entries a KV head of a layer holds, int32 [entries].
@@ -276,6 +281,7 @@ class KVCache {
 
   CacheConfig config_;
   Policy policy_;
+  Device device_;
   PageStore store_;
   PagePool pages_;
   EntryLayout layout_;
@@ -285,8 +291,8 @@ class KVCache {
   SequenceTable sequences_;
   StepPlan plan_;
   GateStep gate_;
-  std::vector<ffi::Array<Tensor>> layers_;  // answers of Layer(), empty until asked for in this step
-  std::vector<BatchEntry> batch_;           // of the open step
+  std::vector<ffi::Array<Tensor>> layers_, windows_;  // answers of Layer() and Window(), empty until asked for
+  std::vector<BatchEntry> batch_;                     // of the open step
   bool step_is_tree_ = false;
   bool step_is_open_ = false;
 };

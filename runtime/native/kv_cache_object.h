@@ -45,7 +45,7 @@ class LiveCaches {
 template <typename Base>
 class KVCacheObj final : public Base {
  public:
-  KVCacheObj(const CacheConfig& config, const Policy& policy) : cache_(config, policy) {
+  KVCacheObj(const CacheConfig& config, const Policy& policy, DLDevice device) : cache_(config, policy, device) {
     LiveCaches::Get().Add(this, &cache_);
   }
   ~KVCacheObj() { LiveCaches::Get().Remove(this); }
@@ -81,8 +81,8 @@ class KVCacheObj final : public Base {
 };
 
 template <typename Base>
-ffi::ObjectRef MakeKVCache(const CacheConfig& config, const Policy& policy) {
-  return ffi::ObjectRef(ffi::ObjectPtr<ffi::Object>(ffi::make_object<KVCacheObj<Base>>(config, policy)));
+ffi::ObjectRef MakeKVCache(const CacheConfig& config, const Policy& policy, DLDevice device) {
+  return ffi::ObjectRef(ffi::ObjectPtr<ffi::Object>(ffi::make_object<KVCacheObj<Base>>(config, policy, device)));
 }
 
 }  // namespace entropy_mlc

@@ -10,7 +10,7 @@
 namespace entropy_mlc {
 
 // Zeroed address space, aligned to a memory page (so at least to the 64 bytes that kernels want). Physical memory is
-// taken at first touch, so a pool may be sized for the longest context. Issue 4 adds device memory beside this class.
+// taken at first touch, so a pool may be sized for the longest context.
 class ReservedMemory {
  public:
   explicit ReservedMemory(size_t bytes) : bytes_(std::max<size_t>(bytes, 1)) {
@@ -34,21 +34,34 @@ class ReservedMemory {
   ReservedMemory& operator=(const ReservedMemory&) = delete;
 
   void* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
 
  private:
   size_t bytes_;
   void* data_;
 };
 
-// A compact CPU tensor over `memory`, which it keeps alive: a tensor may outlive the cache it came from.
-inline Tensor TensorOver(std::shared_ptr<ReservedMemory> memory, ffi::ShapeView shape, DLDataType dtype) {
+// A compact CPU tensor of zeros. It owns its memory: a tensor may outlive the cache it came from.
+inline Tensor HostTensor(ffi::ShapeView shape, DLDataType dtype) {
   struct Alloc {
-    std::shared_ptr<ReservedMemory> memory;
-    void AllocData(DLTensor* tensor) { tensor->data = memory->data(); }
+    void AllocData(DLTensor* tensor) {
+      memory = std::make_shared<ReservedMemory>(ffi::GetDataSize(*tensor));
+      tensor->data = memory->data();
+    }
     void FreeData(DLTensor*) {}
+    std::shared_ptr<ReservedMemory> memory;  // tvm-ffi copies an allocator
   };
-  return Tensor::FromNDAlloc(Alloc{std::move(memory)}, shape, dtype, DLDevice{kDLCPU, 0});
+  return Tensor::FromNDAlloc(Alloc(), shape, dtype, DLDevice{kDLCPU, 0});
+}
+
+// A compact tensor over the memory of `whole` from `offset` bytes on, which it keeps alive. The offset is 0 unless the
+// data of `whole` is an address.
+inline Tensor View(const Tensor& whole, size_t offset, ffi::ShapeView shape, DLDataType dtype) {
+  struct Alloc {
+    void AllocData(DLTensor* tensor, size_t offset) { tensor->data = static_cast<char*>(whole.data_ptr()) + offset; }
+    void FreeData(DLTensor*) {}
+    Tensor whole;
+  };
+  return Tensor::FromNDAlloc(Alloc{whole}, shape, dtype, whole.device(), offset);
 }
 
 }  // namespace entropy_mlc

@@ -9,7 +9,7 @@
 
 namespace entropy_mlc {
 
-// A page holds `page` entries. With P elements in a 32-bit word, bfloat16 and float32 as in the model:
+// A page holds `page` entries. With P elements in a 32-bit word, bfloat16, float16 and float32 as in the model:
 //   k_pages [num_head_pages, head_dim / P, page, P]   element (entry t, dim c) at [hp, c / P, t, c % P]
 //   v_pages [num_head_pages, page / P, head_dim, P]   element (entry t, dim c) at [hp, t / P, c, t % P]
 // 8-bit entries (P = 4) have a float32 scale each, in the words of more rows: of key t in word t of row head_dim / 4, of
@@ -23,6 +23,10 @@ class PageFormat {
       TVM_FFI_THROW(ValueError) << "Unsupported KV cache: " << P_ << " entries or dimensions share a word, and head_dim "
                                 << d_ << " or page " << page_ << " is no multiple of that.";
     }
+    if (is_int8_ && dtype_.code == kDLFloat && dtype_.bits == 16) {
+      TVM_FFI_THROW(ValueError) << "The KV cache of a float16 model has no 8-bit entries; compile it without "
+                                << "kv_dtype=int8.";
+    }
   }
 
   DLDataType key_dtype() const { return is_int8_ ? DLDataType{kDLUInt, 8, 1} : dtype_; }
@@ -32,7 +36,7 @@ class PageFormat {
   size_t key_bytes() const { return key_rows() * page_ * kWord; }
   size_t value_bytes() const { return value_rows() * d_ * kWord; }
 
-  // Copy entry t of a page to head_dim elements of the model's dtype.
+  // Copy entry t of a page, in host memory, to head_dim elements of the model's dtype.
   void ReadKey(const char* page, int64_t t, char* out) const {
     if (!is_int8_) {
       int64_t bytes = kWord / P_;

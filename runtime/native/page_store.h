@@ -1,10 +1,9 @@
 // The pools of every layer, K, V and block representatives, and where an element lies in them.
 #pragma once
-#include <cstring>
 #include <vector>
 
 #include "cache_config.h"
-#include "memory.h"
+#include "device.h"
 #include "page_format.h"
 #include "policy.h"
 #include "sequence.h"
@@ -16,11 +15,12 @@ namespace entropy_mlc {
 // P = pair() elements of the model's dtype in a 32-bit word:
 //   representatives [num_head_pages, head_dim / P, 2 * page / b, P]   column i: maximum of block i over its keys,
 //                                                                     column page / b + i: minimum
-// Entries past a sequence's length hold what was there before: kernels mask by length.
+// Entries past a sequence's length hold what was there before, or zeros: kernels mask by length, and may multiply what
+// they have masked.
 class PageStore {
  public:
-  PageStore(const CacheConfig& config, const Policy& policy, int64_t num_pages)
-      : config_(config), format_(config, policy), layer_skip_(policy.layer_skip) {
+  PageStore(const CacheConfig& config, const Policy& policy, int64_t num_pages, const Device* device)
+      : config_(config), format_(config, policy), layer_skip_(policy.layer_skip), device_(device) {
     int64_t head_pages = num_pages * config.num_key_value_heads;
     if (head_pages * config.page > INT32_MAX) {
       TVM_FFI_THROW(ValueError) << "A KV cache of " << num_pages * config.page << " entries for each of "
@@ -28,10 +28,8 @@ class PageStore {
                                 << "max_total_seq_length.";
     }
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      auto k = std::make_shared<ReservedMemory>(head_pages * format_.key_bytes());
-      auto v = std::make_shared<ReservedMemory>(head_pages * format_.value_bytes());
-      k_.push_back(TensorOver(std::move(k), format_.key_shape(head_pages), format_.key_dtype()));
-      v_.push_back(TensorOver(std::move(v), format_.value_shape(head_pages), format_.value_dtype()));
+      k_.push_back(device->Zeros(format_.key_shape(head_pages), format_.key_dtype()));
+      v_.push_back(device->Zeros(format_.value_shape(head_pages), format_.value_dtype()));
     }
     if (!policy.gates()) return;
     int64_t P = config.pair(), d = config.head_dim, page = config.page;
@@ -39,11 +37,9 @@ class PageStore {
       TVM_FFI_THROW(ValueError) << "The block_size " << policy.block_size << " of the KV cache policy does not divide "
                                 << "its page of " << page << " entries.";
     }
-    columns_ = 2 * page / policy.block_size;
-    size_t bytes = head_pages * columns_ * d * config.bytes_per_element();
+    int64_t columns = 2 * page / policy.block_size;
     for (int64_t layer = layer_skip_; layer < config.num_layers; ++layer) {
-      auto memory = std::make_shared<ReservedMemory>(bytes);
-      representatives_.push_back(TensorOver(memory, {head_pages, d / P, columns_, P}, config.dtype));
+      representatives_.push_back(device->Zeros({head_pages, d / P, columns, P}, config.dtype));
     }
   }
 
@@ -54,66 +50,65 @@ class PageStore {
 
   // All heads of a page lie next to each other, so a page is one copy a pool.
   void CopyPage(int32_t source, int32_t destination) {
-    auto copy = [&](const std::vector<Tensor>& pools, size_t head_page_bytes) {
-      size_t bytes = config_.num_key_value_heads * head_page_bytes;
-      for (const Tensor& pool : pools) {
-        char* data = static_cast<char*>(pool.data_ptr());
-        std::memcpy(data + destination * bytes, data + source * bytes, bytes);
-      }
-    };
-    copy(k_, format_.key_bytes());
-    copy(v_, format_.value_bytes());
-    copy(representatives_, columns_ * config_.head_dim * config_.bytes_per_element());
+    for (const std::vector<Tensor>* pools : {&k_, &v_, &representatives_}) {
+      for (const Tensor& pool : *pools) Copy(pool, source, destination, config_.num_key_value_heads);
+    }
   }
 
   // One head page of a compressed sequence, whose representatives nobody reads.
   void CopyHeadPage(int64_t layer, int32_t source, int32_t destination) {
-    ForEachPart(layer, 0, [&](char* pool, size_t size) {
-      std::memcpy(pool + destination * size, pool + source * size, size);
-    });
+    Copy(k_[layer], source, destination, 1);
+    Copy(v_[layer], source, destination, 1);
   }
 
-  // Bytes of the entries of a head page, the same in every layer.
-  size_t head_page_bytes() const {
-    size_t bytes = 0;
-    ForEachPart(0, 0, [&](char*, size_t size) { bytes += size; });
-    return bytes;
-  }
+  // Bytes of the entries of a head page.
+  size_t head_page_bytes() const { return format_.key_bytes() + format_.value_bytes(); }
 
-  // Calls visit(memory, bytes) for each pool's part of the entries of a head page.
-  template <typename Visit>
-  void ForEachPart(int64_t layer, int32_t head_page, Visit visit) const {
-    for (const Tensor* pool : {&k_[layer], &v_[layer]}) {
-      size_t size = ffi::GetDataSize(*pool) / pool->shape()[0];
-      visit(static_cast<char*>(pool->data_ptr()) + head_page * size, size);
-    }
+  // Copies the entries of a head page, first K then V, to host memory or from there.
+  void ReadHeadPage(int64_t layer, int32_t head_page, char* out) const {
+    size_t k = format_.key_bytes(), v = format_.value_bytes();
+    device_->Read(k_[layer], head_page * k, out, k);
+    device_->Read(v_[layer], head_page * v, out + k, v);
+  }
+  void WriteHeadPage(int64_t layer, int32_t head_page, const char* entries) {
+    size_t k = format_.key_bytes(), v = format_.value_bytes();
+    device_->Write(entries, k_[layer], head_page * k, k);
+    device_->Write(entries + k, v_[layer], head_page * v, v);
   }
 
   // Copies the entries of tokens [begin, end), which every head of the sequence has, to compact host tensors
   // k, v [num_layers, end - begin, num_key_value_heads, head_dim].
   void ReadEntries(const Sequence& sequence, int64_t begin, int64_t end, void* k, void* v) const {
-    char *k_out = static_cast<char*>(k), *v_out = static_cast<char*>(v);
     int64_t page = config_.page, heads = config_.num_key_value_heads;
     int64_t entry_bytes = config_.head_dim * config_.bytes_per_element();
+    std::vector<char> head_page(head_page_bytes());
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-      const char* k_pool = static_cast<const char*>(k_[layer].data_ptr());
-      const char* v_pool = static_cast<const char*>(v_[layer].data_ptr());
-      for (int64_t token = begin; token < end; ++token) {
-        for (int64_t head = 0; head < heads; ++head, k_out += entry_bytes, v_out += entry_bytes) {
-          int64_t entry = sequence.entries(layer, head) - (sequence.length - token);
-          int64_t head_page = sequence.head_page(layer, head, entry / page, heads);
-          format_.ReadKey(k_pool + head_page * format_.key_bytes(), entry % page, k_out);
-          format_.ReadValue(v_pool + head_page * format_.value_bytes(), entry % page, v_out);
+      for (int64_t head = 0; head < heads; ++head) {
+        int64_t behind = sequence.length - sequence.entries(layer, head);  // tokens that this head has lost
+        for (int64_t token = begin; token < end; ++token) {
+          int64_t entry = token - behind;
+          if (token == begin || entry % page == 0) {
+            ReadHeadPage(layer, sequence.head_page(layer, head, entry / page, heads), head_page.data());
+          }
+          int64_t out = ((layer * (end - begin) + token - begin) * heads + head) * entry_bytes;
+          format_.ReadKey(head_page.data(), entry % page, static_cast<char*>(k) + out);
+          format_.ReadValue(head_page.data() + format_.key_bytes(), entry % page, static_cast<char*>(v) + out);
         }
       }
     }
   }
 
  private:
+  // `count` head pages from source * count on, to destination * count on.
+  void Copy(const Tensor& pool, int64_t source, int64_t destination, int64_t count) {
+    size_t bytes = ffi::GetDataSize(pool) / pool.shape()[0] * count;
+    device_->Copy(pool, source * bytes, pool, destination * bytes, bytes);
+  }
+
   CacheConfig config_;
   PageFormat format_;
   int64_t layer_skip_;
-  int64_t columns_ = 0;  // of a head page of representatives
+  const Device* device_;
   std::vector<Tensor> k_, v_, representatives_;
 };
 

@@ -2,27 +2,25 @@
 // entries with them.
 #pragma once
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "cache_config.h"
-#include "memory.h"
+#include "device.h"
 #include "policy.h"
-#include "step_plan.h"
+#include "sequence.h"
 
 namespace entropy_mlc {
 
 // Per layer `observed` [num_slots * window, num_attention_heads, head_dim]: a sequence has a slot of `window` rows, and
-// the query of position p is in row slot * window + p % window. Only touched slots cost memory.
+// the query of position p is in row slot * window + p % window.
 class QueryWindow {
  public:
-  QueryWindow(const CacheConfig& config, const Policy& policy)
-      : window_(policy.window), num_slots_(policy.can_compress ? std::max<int64_t>(1024, 4 * config.max_batch) : 0) {
+  QueryWindow(const CacheConfig& config, const Policy& policy, const Device* device)
+      : window_(policy.window), num_slots_(policy.can_compress ? NumSlots(config, device) : 0), device_(device) {
     slot_bytes_ = window_ * config.num_attention_heads * config.head_dim * config.bytes_per_element();
     for (int64_t layer = 0; num_slots_ > 0 && layer < config.num_layers; ++layer) {
-      auto memory = std::make_shared<ReservedMemory>(num_slots_ * slot_bytes_);
       ffi::Shape shape{num_slots_ * window_, config.num_attention_heads, config.head_dim};
-      observed_.push_back(TensorOver(memory, shape, config.dtype));
+      observed_.push_back(device->Empty(shape, config.dtype));
     }
     Clear();
   }
@@ -50,16 +48,20 @@ class QueryWindow {
     if (parent.window_slot < 0 || child->window_slot < 0) child->observed = 0;
     if (child->observed == 0) return;
     for (const Tensor& layer : observed_) {
-      char* rows = static_cast<char*>(layer.data_ptr());
-      std::memcpy(rows + child->window_slot * slot_bytes_, rows + parent.window_slot * slot_bytes_, slot_bytes_);
+      device_->Copy(layer, parent.window_slot * slot_bytes_, layer, child->window_slot * slot_bytes_, slot_bytes_);
     }
   }
 
-  // Calls visit(memory, bytes) for the rows of a sequence that has a slot, layer by layer.
-  template <typename Visit>
-  void ForEachLayer(const Sequence& sequence, Visit visit) const {
-    for (const Tensor& layer : observed_) {
-      visit(static_cast<char*>(layer.data_ptr()) + sequence.window_slot * slot_bytes_, slot_bytes_);
+  // Copies the rows of a sequence that has a slot to `bytes()` of host memory, layer by layer, or from there.
+  size_t bytes() const { return observed_.size() * slot_bytes_; }
+  void Read(const Sequence& sequence, char* rows) const {
+    for (size_t layer = 0; layer < observed_.size(); ++layer) {
+      device_->Read(observed_[layer], sequence.window_slot * slot_bytes_, rows + layer * slot_bytes_, slot_bytes_);
+    }
+  }
+  void Write(const char* rows, const Sequence& sequence) {
+    for (size_t layer = 0; layer < observed_.size(); ++layer) {
+      device_->Write(rows + layer * slot_bytes_, observed_[layer], sequence.window_slot * slot_bytes_, slot_bytes_);
     }
   }
 
@@ -74,47 +76,36 @@ class QueryWindow {
     sequence->observed = std::max<int64_t>(0, sequence->observed - tokens);
   }
 
+  // Whether the cache keeps queries at all.
+  bool in_use() const { return num_slots_ > 0; }
   bool full(const Sequence& sequence) const { return sequence.window_slot >= 0 && sequence.observed == window_; }
   const Tensor& observed(int64_t layer) const { return observed_[layer]; }
   int64_t first_row(const Sequence& sequence) const { return sequence.window_slot * window_; }
   // The row of the newest token, counted from first_row.
   int64_t newest(const Sequence& sequence) const { return (sequence.length - 1) % window_; }
 
-  // Forgets the tables of the last step.
-  void Begin() { tables_.clear(); }
-
-  // (query_slots int32 [n], observed) of a layer in a step whose tokens are appended. query_slots: the row of each new
-  // token that is among the last `window` of its sequence, else -1, so that no row is written twice.
-  const ffi::Array<Tensor>& Tables(int64_t layer, const std::vector<BatchEntry>& batch) {
-    if (tables_.empty()) {
-      const Tensor& slots = FillQuerySlots(batch);
-      for (const Tensor& observed : observed_) tables_.push_back({slots, observed});
+  // The rows of the `tokens` newest tokens of a sequence: -1 for one that is not among its last `window`, so that no row
+  // is written twice. Returns the end of `rows`.
+  int32_t* FillRows(const Sequence& sequence, int64_t tokens, int32_t* rows) const {
+    for (int64_t t = sequence.length - tokens; t < sequence.length; ++t) {
+      bool written = sequence.window_slot >= 0 && t >= sequence.length - window_;
+      *rows++ = written ? static_cast<int32_t>(first_row(sequence) + t % window_) : -1;
     }
-    return tables_[layer];
+    return rows;
   }
 
  private:
-  const Tensor& FillQuerySlots(const std::vector<BatchEntry>& batch) {
-    int64_t tokens = 0;
-    for (const BatchEntry& entry : batch) tokens += entry.new_tokens;
-    query_slots_.Reserve(tokens);
-    int32_t* slot = query_slots_.data();
-    for (const BatchEntry& entry : batch) {
-      const Sequence& sequence = *entry.sequence;
-      for (int64_t t = sequence.length - entry.new_tokens; t < sequence.length; ++t) {
-        bool written = sequence.window_slot >= 0 && t >= sequence.length - window_;
-        *slot++ = written ? static_cast<int32_t>(first_row(sequence) + t % window_) : -1;
-      }
-    }
-    return query_slots_.Publish({tokens});
+  // An engine has a batch of sequences alive, and about as many that are over but kept for their beginnings. On the host
+  // only touched slots cost memory.
+  static int64_t NumSlots(const CacheConfig& config, const Device* device) {
+    return device->is_host() ? std::max<int64_t>(1024, 4 * config.max_batch) : 2 * config.max_batch;
   }
 
   int64_t window_, num_slots_;
+  const Device* device_;
   size_t slot_bytes_;
   std::vector<Tensor> observed_;
   std::vector<int32_t> free_;
-  StepTable query_slots_;
-  std::vector<ffi::Array<Tensor>> tables_;  // by layer, of the step that asked
 };
 
 }  // namespace entropy_mlc

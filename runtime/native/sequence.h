@@ -68,4 +68,10 @@ struct Sequence {
   }
 };
 
+// A sequence in the batch of a step, and how many tokens the step appends to it.
+struct BatchEntry {
+  Sequence* sequence;
+  int64_t new_tokens;
+};
+
 }  // namespace entropy_mlc

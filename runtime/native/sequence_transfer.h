@@ -5,7 +5,6 @@
 // them computes from the keys again. A sequence that goes on in the other cache gives the same bits.
 #pragma once
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,7 +40,9 @@ class SequenceTransfer {
     archive.Values(Layout());
     Fields(archive, sequence);
     if (sequence.observed > 0) {
-      window_->ForEachLayer(sequence, [&](char* rows, size_t size) { archive.Raw(rows, size); });
+      std::vector<char> rows(window_->bytes());
+      window_->Read(sequence, rows.data());
+      archive.Raw(rows.data(), rows.size());
     }
     return ffi::Bytes(archive.bytes());
   }
@@ -66,7 +67,9 @@ class SequenceTransfer {
     sequence.window_slot = empty.window_slot;
     sequence.may_shrink = empty.may_shrink;
     if (sequence.observed > 0 && sequence.window_slot >= 0) {
-      window_->ForEachLayer(sequence, [&](char* rows, size_t size) { archive.Raw(rows, size); });
+      std::vector<char> rows(window_->bytes());
+      archive.Raw(rows.data(), rows.size());
+      window_->Write(rows.data(), sequence);
       Require(archive.done(), "is longer than it should be");
     } else {
       sequence.observed = 0;
@@ -89,10 +92,7 @@ class SequenceTransfer {
   // then head, then entry; from the cache, or to it.
   void ReadPages(int64_t id, int64_t first, const Tensor& buffer) const {
     ForEachHeadPage(id, first, buffer, [&](int64_t layer, int32_t head_page, char* bytes) {
-      store_->ForEachPart(layer, head_page, [&](char* part, size_t size) {
-        std::memcpy(bytes, part, size);
-        bytes += size;
-      });
+      store_->ReadHeadPage(layer, head_page, bytes);
     });
   }
   void WritePages(int64_t id, int64_t first, const Tensor& buffer) {
@@ -100,10 +100,7 @@ class SequenceTransfer {
       if (layout_->cells().Shared(head_page)) {
         TVM_FFI_THROW(ValueError) << "Cannot write pages of sequence " << id << ": another sequence reads them too.";
       }
-      store_->ForEachPart(layer, head_page, [&](char* part, size_t size) {
-        std::memcpy(part, bytes, size);
-        bytes += size;
-      });
+      store_->WriteHeadPage(layer, head_page, bytes);
     });
   }
 

@@ -69,12 +69,14 @@ class Expected:
         prefill_chunk_size = T.int64()
         page_size = T.int64()
         support_sliding_window = T.int64()
+        place = R.builtin.alloc_tensor(R.shape([1]), R.dtype("float32"), R.prim_value(0))
         cache = R.call_pure_packed(
             "kv_cache_create",
             R.shape([max_batch_size, max_total_seq_len, prefill_chunk_size, page_size, support_sliding_window]),
             R.shape([6, 8, 2, 32, 64]),
             R.str("bfloat16"),
             R.str("prefill=entropy;block_size=16"),
+            place,
             ty_args=(R.Any,),
         )
         return cache

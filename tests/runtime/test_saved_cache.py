@@ -143,10 +143,11 @@ library = tvm_ffi.load_module(sys.argv[1])
 functions = {name: library.get_function(name, query_imports=True) for name in POLICY_FUNCTIONS}
 create = library.get_function("kv_cache_create", query_imports=True)
 TOKENS = 32 * 1024
+place = tvm_ffi.from_dlpack(np.zeros(1, np.float32))  # on the CPU
 
 def new():
     # 8 layers, 2 KV heads of 64 dims in float32: 8 KB a token
-    handle = create(tvm_ffi.Shape((1, TOKENS, 4096, 16, 0)), tvm_ffi.Shape((8, 4, 2, 64, 64)), "float32", "")
+    handle = create(tvm_ffi.Shape((1, TOKENS, 4096, 16, 0)), tvm_ffi.Shape((8, 4, 2, 64, 64)), "float32", "", place)
     return KVState(handle, functions)
 
 fake = SimpleNamespace(metadata=SimpleNamespace(prefill_chunk_size=4096, policy=None), create_kv_state=lambda _n: new())

@@ -124,7 +124,8 @@ def _module() -> tvm.IRModule:
     sizes = [tvm.tirx.Var(name, "int64") for name in names]
     with bb.function("create_tir_paged_kv_cache", [relax.Var(f"{s.name}_", relax.ShapeType([s])) for s in sizes]):
         texts = (tvm.ir.StringImm("float32"), tvm.ir.StringImm(POLICY.cache_text()))  # dtype, policy
-        arguments = (relax.ShapeExpr(sizes), relax.ShapeExpr([1, 2, 1, 8, 64]), *texts)
+        place = bb.emit(relax.op.builtin.alloc_tensor(relax.ShapeExpr([1]), "float32", 0))
+        arguments = (relax.ShapeExpr(sizes), relax.ShapeExpr([1, 2, 1, 8, 64]), *texts, place)
         bb.emit_func_output(bb.emit(relax.call_pure_packed("kv_cache_create", *arguments, ty_args=relax.AnyType())))
 
     n = tvm.tirx.Var("n", "int64")

@@ -6,6 +6,7 @@ from pathlib import Path
 import tvm
 from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, PAGE
 from tvm import relax
+from tvm.s_tir import dlight as dl
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -14,14 +15,20 @@ from runtime.native.build import link_options
 ENGINE_NAMES = ["max_batch", "max_total_seq_len", "prefill_chunk", "page_size", "support_sliding_window"]
 
 
-def build_cache_library(output: Path, dtype: str, cache_object: Path, kernels: Sequence[PrimFunc] = ()) -> Path:
+def build_cache_library(
+    output: Path,
+    dtype: str,
+    cache_object: Path,
+    kernels: Sequence[PrimFunc] = (),
+    target: tvm.target.Target = tvm.target.Target("llvm"),
+) -> Path:
     """Writes a library with ``create_tir_paged_kv_cache``, ``append(k, v, kv)`` and ``read(kv)`` to ``output``.
 
     append: k, v [layers, n, G, d] go to the slots of the open step. read: a tuple (k, v) a layer, each
     [B, G, entries, d]: what the step's sequences hold, found through page_indptr, page_indices and kv_lengths,
     zero past a sequence's length. ``kernels`` are linked in for the cache to call.
     """
-    executable = build_executable(dtype, tvm.target.Target("llvm"), kernels)
+    executable = build_executable(dtype, target, kernels)
     executable.export_library(str(output), addons=[str(cache_object)], options=link_options())
     return output
 
@@ -31,6 +38,9 @@ def build_executable(
 ) -> relax.VMExecutable:
     """The library's functions without the cache: it is linked in at export."""
     module = _module(dtype)
+    if target.kind.name == "cuda":
+        with target:
+            module = dl.ApplyDefaultSchedule(dl.gpu.Fallback())(module)
     for kernel in kernels:
         module[kernel.attrs["global_symbol"]] = kernel
     return relax.build(module, target, exec_mode="bytecode")
@@ -38,7 +48,7 @@ def build_executable(
 
 def _kernels(dtype: str):
     d, page, heads = HEAD_DIM, PAGE, KV_HEADS
-    pair = 2 if dtype == "bfloat16" else 1
+    pair = 1 if dtype == "float32" else 2
 
     @T.prim_func(s_tir=True)
     def append_kernel(vk: T.handle, vv: T.handle, vs: T.handle, vkp: T.handle, vvp: T.handle, layer: T.int64):
@@ -102,7 +112,7 @@ def _kernels(dtype: str):
 
 def _module(dtype: str) -> tvm.IRModule:
     d, page, heads = HEAD_DIM, PAGE, KV_HEADS
-    pair = 2 if dtype == "bfloat16" else 1
+    pair = 1 if dtype == "float32" else 2
     append_kernel, read_kernel = _kernels(dtype)
     bb = relax.BlockBuilder()
     append_var, read_var = bb.add_func(append_kernel, "append_kernel"), bb.add_func(read_kernel, "read_kernel")
@@ -117,6 +127,7 @@ def _module(dtype: str) -> tvm.IRModule:
             model,
             tvm.ir.StringImm(dtype),
             tvm.ir.StringImm(""),
+            bb.emit(relax.op.builtin.alloc_tensor(relax.ShapeExpr([1]), "float32", 0)),
             ty_args=relax.AnyType(),
         )
         bb.emit_func_output(bb.emit(cache))

@@ -7,15 +7,19 @@ import tvm_ffi
 from cache_sizes import HEAD_DIM, HEADS, KV_HEADS, LAYERS, PAGE
 from tvm_ffi import Shape, get_global_func
 
-NUMPY_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+NUMPY_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
-def load_library(path):
-    """Loads a model library the way MLC's engine does. Returns (library module, virtual machine)."""
+def load_library(path, device=tvm.cpu()):
+    """Loads a model library the way MLC's engine does. Returns (library module, virtual machine, device)."""
     library = tvm.runtime.load_module(str(path))
     vm = library["vm_load_executable"]()
-    vm["vm_initialization"](1, 0, 2, 1, 0, 2)
-    return library, vm
+    vm["vm_initialization"](device.dlpack_device_type(), device.index, 2, 1, 0, 2)
+    return library, vm, device
 
 
 class NativeCache:
@@ -25,14 +29,18 @@ class NativeCache:
     """
 
     def __init__(self, library, dtype, max_batch=4, max_total=512, prefill_chunk=256, page_size=16, policy=None):
-        self.library, self.vm = library
+        self.library, self.vm, self.device = library
         self.dtype = NUMPY_DTYPES[dtype]
         sizes = (max_batch, max_total, prefill_chunk, page_size, 0)
         if policy is None:
             self.handle = self.vm["create_tir_paged_kv_cache"](*[Shape([size]) for size in sizes])
         else:
             model = Shape((LAYERS, HEADS, KV_HEADS, HEAD_DIM, PAGE))
-            self.handle = self.exported("kv_cache_create")(Shape(sizes), model, dtype, policy)
+            self.handle = self.create(Shape(sizes), model, dtype, policy)
+
+    def create(self, sizes, model, dtype, policy):
+        """What kv_cache_create returns for the device of the library."""
+        return self.exported("kv_cache_create")(sizes, model, dtype, policy, tvm.runtime.empty((1,), device=self.device))
 
     def configure(self, text):
         self.exported("kv_cache_configure")(self.handle, text)
@@ -89,11 +97,11 @@ class NativeCache:
         return self.library.get_function(name, query_imports=True)
 
     def layer_tables(self, layer):
-        """(append_slots, page_indptr, page_indices, kv_lengths) of a layer in the open step, not copied."""
-        return [np.from_dlpack(t) for t in list(self.exported("kv_cache_layer")(self.handle, layer))[2:]]
+        """(append_slots, page_indptr, page_indices, kv_lengths) of a layer in the open step."""
+        return [t.numpy() for t in list(self.exported("kv_cache_layer")(self.handle, layer))[2:]]
 
     def append(self, k, v):
-        self.vm["append"](tvm.runtime.tensor(k), tvm.runtime.tensor(v), self.handle)
+        self.vm["append"](tvm.runtime.tensor(k, self.device), tvm.runtime.tensor(v, self.device), self.handle)
 
     def read(self):
         """(k, v), each [layers, B, G, entries, d], zero past a sequence's length: the step's pages, by its tables."""

@@ -238,7 +238,7 @@ def test_kernel_errors_leave_the_sequence_whole(compressing_libraries):
     cache = make(compressing_libraries, "decode=snapkv")
     sizes, model = Shape((4, 4096, 1024, 16, 0)), Shape((LAYERS, HEADS, KV_HEADS, 2 * HEAD_DIM, PAGE))
     text = f"decode=snapkv;window={WINDOW};capacity=128;decode_gap=-1"
-    cache.handle = cache.exported("kv_cache_create")(sizes, model, "float32", text)
+    cache.handle = cache.create(sizes, model, "float32", text)
     cache.add(1)
     cache.may_shrink(1)
     cache.begin([1], [300])

@@ -271,7 +271,7 @@ def test_a_dense_library_has_no_gate(libraries):
 
 
 def test_blocks_that_do_not_fill_a_page_are_refused(libraries):
-    create = NativeCache(libraries["float32"], "float32").exported("kv_cache_create")
+    create = NativeCache(libraries["float32"], "float32").create
     model = Shape((LAYERS, HEADS, KV_HEADS, HEAD_DIM, 32))
     with pytest.raises(ValueError, match="block_size 64 of the KV cache policy does not divide its page of 32"):
         create(Shape((4, 512, 256, 16, 0)), model, "float32", "prefill=entropy;block_size=64")
