@@ -14,3 +14,16 @@ def run(kernel, *inputs: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.n
     output = tvm.runtime.tensor(np.full(shape, np.nan, dtype))
     kernel(*(tvm.runtime.tensor(value) for value in inputs), output)
     return output.numpy()
+
+
+def on_arrays(kernel):
+    """``kernel`` as a function of numpy arrays and numbers; what it writes stands in the arrays afterwards."""
+
+    def call(*arguments) -> None:
+        tensors = [tvm.runtime.tensor(x) if isinstance(x, np.ndarray) else x for x in arguments]
+        kernel(*tensors)
+        for x, tensor in zip(arguments, tensors):
+            if isinstance(x, np.ndarray):
+                x[...] = tensor.numpy()
+
+    return call

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
+from compiled import on_arrays
 from entropy_oracle import GateParameters
 from paged_cache import NUMPY_DTYPE, PAIR, pack_keys, unpack_keys
 
@@ -51,35 +52,58 @@ def _poisoned(cache, lengths) -> np.ndarray:
     return pack_keys(keys, cache.k_pages.shape[-1])
 
 
-class GateSteps:
-    """The compiled kernels of one layer, run step by step over the prompts of a batch."""
+def gate_kernels(factories, features: dict, shape: LayerShape, parameters: GateParameters, is_first_layer: bool = True):
+    """The PrimFuncs of ``factories`` = (block_representatives, observe, select_blocks); ``features``: isa or gpu."""
+    block_representatives, observe, select_blocks = factories
+    p, kv_heads, d, dtype = parameters, shape.kv_heads, shape.head_dim, shape.dtype
+    forms = {"score_form": p.score_form, "budget_form": p.budget_form, "rigid_form": p.rigid_form}
+    return (
+        block_representatives(kv_heads, d, PAGE, p.block_size, dtype, **features),
+        observe(
+            shape.heads,
+            kv_heads,
+            d,
+            PAGE,
+            p.segment_size,
+            p.block_size,
+            dtype,
+            **features,
+            **forms,
+            layer_fusion=p.layer_fusion,
+            is_first_layer=is_first_layer,
+        ),
+        select_blocks(kv_heads, p.segment_size, p.block_size, **features),
+    )
 
-    def __init__(self, isa_target, shape: LayerShape, parameters: GateParameters, is_first_layer: bool = True):
-        target, isa = isa_target
-        p = self.parameters = parameters
-        self.shape = shape
-        kv_heads, d, dtype = shape.kv_heads, shape.head_dim, shape.dtype
-        representatives = block_representatives(kv_heads, d, PAGE, p.block_size, dtype, isa)
-        forms = (p.score_form, p.budget_form, p.rigid_form, p.layer_fusion, is_first_layer)
-        observation = observe(shape.heads, kv_heads, d, PAGE, p.segment_size, p.block_size, dtype, isa, *forms)
-        selection = select_blocks(kv_heads, p.segment_size, p.block_size, isa)
-        # One library, as in a model: its kernels may differ in the width of their vectors.
-        kernels = {"represent": representatives, "observe": observation, "select": selection}
-        library = tvm.compile(
-            tvm.IRModule({name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}), target
-        )
-        self.represent, self.observe, self.select = (library[name] for name in kernels)
+
+def cpu_gate(isa_target, shape: LayerShape, parameters: GateParameters, is_first_layer: bool = True) -> "GateSteps":
+    """The kernels of a CPU."""
+    target, isa = isa_target
+    factories = block_representatives, observe, select_blocks
+    kernels = gate_kernels(factories, {"isa": isa}, shape, parameters, is_first_layer)
+    # One library, as in a model: its kernels may differ in the width of their vectors.
+    named = {f"kernel{i}": kernel.with_attr("global_symbol", f"kernel{i}") for i, kernel in enumerate(kernels)}
+    library = tvm.compile(tvm.IRModule(named), target)
+    return GateSteps([on_arrays(library[name]) for name in named], shape, parameters)
+
+
+class GateSteps:
+    """The kernels of one layer, run step by step over the prompts of a batch.
+
+    ``kernels``: functions of numpy arrays: block_representatives, observe, select_blocks.
+    """
+
+    def __init__(self, kernels, shape: LayerShape, parameters: GateParameters):
+        self.represent, self.observe, self.select = kernels
+        self.shape, self.parameters = shape, parameters
 
     def run(self, cache, queries, steps, previous=None) -> dict[tuple[int, int], ObservedSegment]:
         """queries[b] [L_b, H, d]; steps[i][b] new tokens; ``previous``: the result of the layer before, for fusion."""
         p, shape, batch = self.parameters, self.shape, len(queries)
         per_page = PAGE // p.block_size
-        pair, tensor = PAIR[shape.dtype], tvm.runtime.tensor
-        representatives = tensor(
-            np.full(
-                (len(cache.k_pages), shape.head_dim // pair, 2 * per_page, pair), np.nan, NUMPY_DTYPE[shape.dtype]
-            )
-        )
+        pair = PAIR[shape.dtype]
+        words = (len(cache.k_pages), shape.head_dim // pair, 2 * per_page, pair)
+        representatives = np.full(words, np.nan, NUMPY_DTYPE[shape.dtype])
         state = np.tile(np.float32([-1, p.base_budget, 0, 1]), (batch, shape.kv_heads, 1))
         done = np.zeros(batch, int)
         found = {}
@@ -97,21 +121,13 @@ class GateSteps:
                     scores[i, h, : len(previous[key].scores[h])] = previous[key].scores[h]
             gates = np.concatenate([state, np.full((len(segments), shape.kv_heads, 4), np.nan, np.float32)])
             lengths = np.tile((done + new).astype(np.int32), (shape.kv_heads, 1))
-            pages = [tensor(x) for x in (cache.page_indptr, cache.page_indices)]
-            scores, gates, counts = tensor(scores), tensor(gates), tensor(counts)
-            lists, table, parameters = tensor(np.full(size, -1, np.int32)), tensor(segments), tensor(_table(p))
-            self.represent(
-                tensor(_poisoned(cache, done + new)),
-                *pages,
-                tensor(lengths),
-                tensor(ranges.astype(np.int32)),
-                representatives,
-            )
-            self.observe(
-                tensor(rows), representatives, tensor(query_indptr), *pages, table, parameters, scores, gates
-            )
-            self.select(scores, gates, table, parameters, counts, lists)
-            gates, scores, counts, lists = (x.numpy() for x in (gates, scores, counts, lists))
+            pages = cache.page_indptr, cache.page_indices
+            keys_now, ranges = _poisoned(cache, done + new), ranges.astype(np.int32)
+            self.represent(keys_now, *pages, lengths, ranges, representatives)
+            table = _table(p)
+            self.observe(rows, representatives, query_indptr, *pages, segments, table, scores, gates)
+            lists = np.full(size, -1, np.int32)
+            self.select(scores, gates, segments, table, counts, lists)
             np.testing.assert_array_equal(gates[:batch], state)
             for i, (b, s) in enumerate(keys):
                 blocks = s * p.segment_size // p.block_size

@@ -121,6 +121,15 @@ def _int8_cache(stored, page_indptr, page_indices, kv_lengths) -> PagedCache:
     return PagedCache(keys, values, *pools, page_indptr, page_indices, kv_lengths, scales)
 
 
+def page_table(cache: PagedCache) -> np.ndarray:
+    """int32 [G, pages] of a cache of one sequence; what a head does not need is out of range."""
+    counts = cache.page_indptr[:, 1] - cache.page_indptr[:, 0]
+    table = np.full((len(counts), counts.max() + 1), np.iinfo(np.int32).max, np.int32)
+    for row, first, count in zip(table, cache.page_indptr[:, 0], counts):
+        row[:count] = cache.page_indices[first : first + count]
+    return table
+
+
 def query_tiles(query_lengths, tile: int = 64) -> np.ndarray:
     """int32 [num_tiles, 2]: (sequence, first row) of every query tile."""
     return np.array([(b, row) for b, n in enumerate(query_lengths) for row in range(0, n, tile)], np.int32)

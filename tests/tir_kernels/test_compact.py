@@ -10,6 +10,7 @@ from compiled import compiled, run
 from paged_cache import (
     NUMPY_DTYPE,
     PagedCache,
+    page_table,
     query_tiles,
     random_cache,
     reference_attention,
@@ -28,20 +29,11 @@ _SHAPES = [
 _LENGTHS = (1, 63, 64, 65, 1000, 2500)
 
 
-def _page_table(cache: PagedCache) -> np.ndarray:
-    """int32 [G, pages] of a cache of one sequence; what a head does not need is out of range."""
-    counts = cache.page_indptr[:, 1] - cache.page_indptr[:, 0]
-    table = np.full((len(counts), counts.max() + 1), np.iinfo(np.int32).max, np.int32)
-    for row, first, count in zip(table, cache.page_indptr[:, 0], counts):
-        row[:count] = cache.page_indices[first : first + count]
-    return table
-
-
 def _compacted(kernel, cache: PagedCache, kept: list[np.ndarray], in_place: bool) -> PagedCache:
     """Run the kernel, check every entry of both pools, and return the cache of the kept entries."""
     page_size, pair = cache.k_pages.shape[2:]
     counts = np.array([len(entries) for entries in kept], np.int32)
-    source_pages = _page_table(cache)
+    source_pages = page_table(cache)
     pages_needed = -(-counts // page_size)
     k_pages, v_pages, target_pages = cache.k_pages, cache.v_pages, source_pages
     if not in_place:  # pages after all others, in reverse order, full of NaN
@@ -129,7 +121,7 @@ def test_compact_int8(isa_target, head_dim, in_place):
     rng = np.random.default_rng(0)
     kernel = compiled(compact(2, head_dim, 64, "bfloat16", isa, "int8"), target)
     cache = random_cache(rng, [[130], [500]], head_dim, 64, "bfloat16", "int8")
-    sources = _page_table(cache)
+    sources = page_table(cache)
     kept = [np.sort(rng.permutation(n)[: n // 2]) for n in (130, 500)]
     counts = np.array([len(entries) for entries in kept], np.int32)
     lists = np.full((2, counts.max()), np.iinfo(np.int32).max, np.int32)

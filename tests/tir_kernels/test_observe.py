@@ -9,7 +9,7 @@ times as much. Half as much again covers the higher orders, 1e-6 the roundings n
 import numpy as np
 import pytest
 from entropy_oracle import GateParameters, Observation, best_blocks, budgets_in_tokens, gated_prefill, recurrence
-from gate_steps import PAGE, GateSteps, LayerShape, ObservedSegment
+from gate_steps import PAGE, LayerShape, ObservedSegment, cpu_gate
 from paged_cache import NUMPY_DTYPE, random_cache
 
 from tir_kernels.cpu.observe import observe
@@ -37,7 +37,7 @@ def _score_bound(observation: Observation, shape: LayerShape, parameters: GatePa
     return 1.5 * _weight_bound(observation, shape) * np.abs(observation.scores) + 1e-37
 
 
-def _prompts(shape: LayerShape, parameters: GateParameters, lengths):
+def prompts(shape: LayerShape, parameters: GateParameters, lengths):
     """A cache and queries: head 0 sharp enough to be one-hot, the others of another temperature in each segment."""
     rng = np.random.default_rng(3)
     cache = random_cache(rng, [list(lengths)] * shape.kv_heads, shape.head_dim, PAGE, shape.dtype)
@@ -120,8 +120,8 @@ _CASES = {
 def test_observe_and_select(isa_target, case):
     shape, changed = _CASES[case]
     parameters = GateParameters(**{"segment_size": 128, "threshold_len": 256, "base_budget": 100, **changed})
-    cache, queries = _prompts(shape, parameters, _LENGTHS)
-    kernels = GateSteps(isa_target, shape, parameters)
+    cache, queries = prompts(shape, parameters, _LENGTHS)
+    kernels = cpu_gate(isa_target, shape, parameters)
     found = kernels.run(cache, queries, _STEPS)
     oracles = check_with_oracle(found, cache, queries, shape, parameters)
     if parameters.score_form == "code":
@@ -140,10 +140,10 @@ def test_second_layer_fuses_the_scores_of_the_first(isa_target):
     shape = LayerShape(4, 2, 64, "float32")
     fusing = {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25}
     parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=100, **fusing)
-    cache, queries = _prompts(shape, parameters, _LENGTHS)
+    cache, queries = prompts(shape, parameters, _LENGTHS)
     previous, oracles = None, None
     for is_first_layer in (True, False):
-        kernels = GateSteps(isa_target, shape, parameters, is_first_layer)
+        kernels = cpu_gate(isa_target, shape, parameters, is_first_layer)
         previous = kernels.run(cache, queries, [_LENGTHS], previous)
         oracles = check_with_oracle(previous, cache, queries, shape, parameters, oracles)
         queries = [q * 0.5 for q in queries]
@@ -171,8 +171,8 @@ def test_amax_of_a_whole_prompt_counts_as_the_released_code(isa_target):
     compatible = {"budget_form": "amax", "rigid_form": "prompt", "alpha": 1.0, "delta_t": 0.1}
     parameters = GateParameters(segment_size=64, threshold_len=64, base_budget=64, **compatible)
     length = 64 * 14
-    cache, queries = _prompts(shape, parameters, (length, 300))
-    found = GateSteps(isa_target, shape, parameters).run(cache, queries, [(length, 300)])
+    cache, queries = prompts(shape, parameters, (length, 300))
+    found = cpu_gate(isa_target, shape, parameters).run(cache, queries, [(length, 300)])
     oracle = check_with_oracle(found, cache, queries, shape, parameters)[0]
     segments = np.arange(1, 13)
     gates = np.stack([found[0, s].gates for s in segments])
@@ -189,9 +189,9 @@ def test_a_late_dynamic_segment_makes_the_prompt_form_dynamic(isa_target):
     forms = {}
     for form in ("online", "prompt"):
         parameters = GateParameters(segment_size=64, threshold_len=64, base_budget=64, rigid_form=form)
-        cache, queries = _prompts(shape, parameters, (384, 384))
+        cache, queries = prompts(shape, parameters, (384, 384))
         queries[0][256:320] /= 5000
-        found = GateSteps(isa_target, shape, parameters).run(cache, queries, [(384, 384)])
+        found = cpu_gate(isa_target, shape, parameters).run(cache, queries, [(384, 384)])
         check_with_oracle(found, cache, queries, shape, parameters)
         forms[form] = [[found[b, s].gates[0, 3] for s in range(1, 5)] for b in range(2)]
     assert forms == {"online": [[1, 1, 1, 0], [1, 1, 1, 1]], "prompt": [[0, 0, 0, 0], [1, 1, 1, 1]]}
@@ -199,8 +199,8 @@ def test_a_late_dynamic_segment_makes_the_prompt_form_dynamic(isa_target):
 
 def test_a_step_without_segments_changes_nothing(isa_target):
     shape, parameters = LayerShape(4, 2, 64, "bfloat16"), GateParameters(segment_size=128)
-    cache, queries = _prompts(shape, parameters, (100, 90))
-    assert GateSteps(isa_target, shape, parameters).run(cache, queries, [(100, 0), (0, 90)]) == {}
+    cache, queries = prompts(shape, parameters, (100, 90))
+    assert cpu_gate(isa_target, shape, parameters).run(cache, queries, [(100, 0), (0, 90)]) == {}
 
 
 @pytest.mark.parametrize("form", ["score_form", "budget_form", "rigid_form"])

@@ -8,7 +8,7 @@ import torch
 import tvm
 from compression_oracle import kept_entries, window_scores
 from entropy_oracle import GateParameters
-from gate_steps import PAGE, GateSteps, LayerShape
+from gate_steps import PAGE, LayerShape, cpu_gate
 from paged_cache import paged_cache
 from test_observe import check_with_oracle
 from transformers import AttentionInterface
@@ -53,7 +53,7 @@ def cache_of(k):
 
 def test_entropies_budgets_and_blocks(isa_target, activations):
     parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=160)
-    kernels = GateSteps(isa_target, SHAPE, parameters)
+    kernels = cpu_gate(isa_target, SHAPE, parameters)
     for layer in LAYERS:
         q, k = activations[layer]
         cache = cache_of(k)

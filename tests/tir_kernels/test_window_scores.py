@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tvm
 from compiled import compiled
-from paged_cache import NUMPY_DTYPE, random_cache
+from paged_cache import NUMPY_DTYPE, page_table, random_cache
 
 from tir_kernels.cpu.window_scores import window_scores
 
@@ -15,15 +15,6 @@ _SHAPES = [
     pytest.param(6, 2, 96, 64, 16, "float32", "model", id="g3-d96-w16-f32"),
     pytest.param(14, 2, 64, 64, 32, "bfloat16", "int8", id="g7-d64-w32-int8"),
 ]
-
-
-def _page_table(cache) -> np.ndarray:
-    """int32 [G, pages] of a cache of one sequence; what a head does not need is out of range."""
-    counts = cache.page_indptr[:, 1] - cache.page_indptr[:, 0]
-    table = np.full((len(counts), counts.max() + 1), np.iinfo(np.int32).max, np.int32)
-    for row, first, count in zip(table, cache.page_indptr[:, 0], counts):
-        row[:count] = cache.page_indices[first : first + count]
-    return table
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size", "window", "dtype", "kv_dtype"), _SHAPES)
@@ -42,7 +33,7 @@ def test_window_scores(isa_target, heads, kv_heads, head_dim, page_size, window,
         observed = np.full((3 * window, heads, head_dim), np.nan, q.dtype)
         observed[window + (newest + 1 + np.arange(window)) % window] = q
         scores = tvm.runtime.tensor(np.full((kv_heads, max(lengths) + 13), np.nan, np.float32))
-        inputs = [tvm.runtime.tensor(a) for a in (cache.k_pages, _page_table(cache), cache.kv_lengths[:, 0].copy())]
+        inputs = [tvm.runtime.tensor(a) for a in (cache.k_pages, page_table(cache), cache.kv_lengths[:, 0].copy())]
         kernel(tvm.runtime.tensor(observed), window, newest, *inputs, scores)
 
         keys = [cache.keys[h][0] for h in range(kv_heads)]
@@ -68,7 +59,7 @@ def test_entries_that_no_query_sees(isa_target):
     observed = rng.standard_normal((8, 2, 16)).astype(np.float32)
     observed[:5, 0] = np.nan
     scores = tvm.runtime.tensor(np.full((2, 5), np.nan, np.float32))
-    inputs = [tvm.runtime.tensor(a) for a in (cache.k_pages, _page_table(cache), cache.kv_lengths[:, 0].copy())]
+    inputs = [tvm.runtime.tensor(a) for a in (cache.k_pages, page_table(cache), cache.kv_lengths[:, 0].copy())]
     kernel(tvm.runtime.tensor(observed), 0, 7, *inputs, scores)
     expected = compression_oracle.window_scores(observed[5:, :1], [cache.keys[0][0]], 0.25)[0] * 3 / 8
     np.testing.assert_allclose(scores.numpy()[0], [*expected, 0, 0], rtol=1e-5)

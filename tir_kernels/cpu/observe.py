@@ -3,9 +3,11 @@
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tir_kernels.gate_tables import ENTROPY, FIRST_ROW, SEGMENT, SEQUENCE
+
 from .isa import VectorISA
 from .scratch import stack_buffer
-from .segment_budgets import ENTROPY, FIRST_ROW, SEGMENT, SEQUENCE, segment_budgets
+from .segment_budgets import segment_budgets
 from .segment_entropy import segment_entropy
 from .segment_scores import SegmentScores
 from .vector_ranges import isa_for_width

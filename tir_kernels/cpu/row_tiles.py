@@ -3,8 +3,9 @@
 from tvm import tirx
 from tvm.script import tirx as T
 
+from tir_kernels.gate_tables import FIRST_ROW, GATED, SEQUENCE
+
 from .scratch import stack_buffer
-from .segment_budgets import FIRST_ROW, GATED, SEQUENCE
 
 
 def row_tiles(segment_size: int | None) -> tirx.PrimFunc:

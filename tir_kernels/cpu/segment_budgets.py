@@ -2,18 +2,26 @@
 
 from tvm.script import tirx as T
 
+from tir_kernels.gate_tables import (
+    ALPHA,
+    BASE_BUDGET,
+    BUDGET,
+    DELTA_T,
+    ENTROPY,
+    ENTROPY_THRESHOLD,
+    GROWTH_EPSILON,
+    KEEP,
+    MAX_BUDGET_FACTOR,
+    NOTHING_OBSERVED,
+    PREVIOUS,
+    RIGID,
+    SEGMENT,
+)
+
 from .scratch import stack_buffer
 
-BASE_BUDGET, ENTROPY_THRESHOLD, DELTA_T, ALPHA, MAX_BUDGET_FACTOR, KEEP_FIRST, KEEP_RECENT = range(7)  # parameters[i]
-ENTROPY, BUDGET, KEEP, RIGID = range(4)  # gates[row, head, i]
-SEQUENCE, FIRST_ROW, SEGMENT, PREVIOUS, GATED = range(5)  # segments[row, i]
 
-_NOTHING_OBSERVED = -0.5  # an entropy below this: the row is the state of a sequence without an observed segment
-
-
-def segment_budgets(
-    num_key_value_heads: int, segment_size: int, block_size: int, budget_form: str, rigid_form: str
-):
+def segment_budgets(num_key_value_heads: int, segment_size: int, block_size: int, budget_form: str, rigid_form: str):
     """A TVMScript statement ``budgets(segments, parameters, gates, num_segments, num_states)``.
 
     gates[num_states + i, :, ENTROPY] of segment i is given; the other three columns are computed in table order.
@@ -30,9 +38,9 @@ def segment_budgets(
         entropy: T.let = gates[row, head, ENTROPY]
         before: T.let = gates[previous, head, ENTROPY]
         base: T.let = parameters[BASE_BUDGET]
-        growth: T.let = (entropy - before) / (before + T.float32(1e-9))
+        growth: T.let = (entropy - before) / (before + T.float32(GROWTH_EPSILON))
         change: T.let = T.min(T.max(growth, T.float32(0)) - parameters[DELTA_T], T.float32(1))
-        step: T.let = T.Select(before < T.float32(_NOTHING_OBSERVED), T.float32(0), change)
+        step: T.let = T.Select(before < T.float32(NOTHING_OBSERVED), T.float32(0), change)
         budget: T.let = gates[previous, head, BUDGET] + parameters[ALPHA] * base * step
         gates[row, head, BUDGET] = T.min(T.max(budget, base), parameters[MAX_BUDGET_FACTOR] * base)
         below: T.let = T.Select(entropy < parameters[ENTROPY_THRESHOLD], T.float32(1), T.float32(0))

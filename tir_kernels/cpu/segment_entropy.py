@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 from tvm.script import tirx as T
 
+from tir_kernels.gate_tables import ENTROPY_EPSILON
+
 from .isa import LOG2_E, VectorISA
 from .scratch import stack_buffer
 
-_EPSILON = 1e-9  # of the published entropy: A log(A + epsilon)
 _MIN_EXPONENT = -126.0  # below, 2**x is no normal float32; it counts as 2**-126, which vanishes beside the maximum, 1
 _PAIRINGS = 4  # (Qmax, Kmax), (Qmax, Kmin), (Qmin, Kmax), (Qmin, Kmin)
 
@@ -70,7 +71,7 @@ def segment_entropy(isa: VectorISA, previous_weight: float | None) -> SimpleName
     @T.inline
     def accumulate(weights, base, mask, scores, row, total):
         """One vector of A joins the entropy and the scores."""
-        logarithm: T.let = isa.log(weights + isa.splat(T.float32(_EPSILON)))
+        logarithm: T.let = isa.log(weights + isa.splat(T.float32(ENTROPY_EPSILON)))
         isa.store(total, isa.load(total, 0) - active(mask, weights * logarithm, 0.0), 0)
         if previous_weight is not None:
             share: T.let = isa.splat(T.float32(1 - previous_weight)) * weights

@@ -3,9 +3,10 @@
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tir_kernels.gate_tables import GATED, KEEP, KEEP_FIRST, KEEP_RECENT, SEGMENT
+
 from .isa import VectorISA
 from .scratch import stack_buffer
-from .segment_budgets import GATED, KEEP, KEEP_FIRST, KEEP_RECENT, SEGMENT
 from .top_k import top_k
 
 
