@@ -157,10 +157,11 @@ class Attention:
 
         A score is a sum of d products in float32, then scaled and shifted by the maximum: absolute error at most
         (d + 4) 2**-24 magnitude, and the same relative error of its weight. exp2 adds 2e-7, for bfloat16 1e-4.
-        Numerator and denominator both carry these; weights of 16 bits go into the numerator only, and below 2**-14 those
-        of float16 have an absolute error. Both are sums over the context, by lane or by split: at most 5000 roundings one
-        after the other for the lengths tested. 16-bit output is rounded. 8-bit weights are products of two exp2, and are
-        rounded. Entries that are not seen may have weights of 2**-126, the least that some CPUs compute.
+        Numerator and denominator both carry these; weights of 16 bits go into the numerator only, and below 2**-14
+        those of float16 have an absolute error. Both are sums over the context, by lane or by split: at most 5000
+        roundings one after the other for the lengths tested. 16-bit output is rounded. 8-bit weights are products of
+        two exp2, and are rounded. Entries that are not seen may have weights of 2**-126, the least that some CPUs
+        compute.
         """
         d = self.out.shape[-1]
         scores = (d + 4) * 2.0**-24 * self.magnitude[..., None]

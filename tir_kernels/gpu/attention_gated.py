@@ -23,8 +23,8 @@ def attention_gated(
     """(q, k_pages, v_pages, query_indptr, gated_tiles, page_indptr, page_indices, kv_lengths, segments, block_counts,
     block_lists, out).
 
-    Tensors, and what a row sees, as in :func:`tir_kernels.cpu.attention_gated.attention_gated`. A block of threads takes
-    some rows of a (tile, key/value head); chosen blocks lie side by side in its shared memory.
+    Tensors, and what a row sees, as in :func:`tir_kernels.cpu.attention_gated.attention_gated`. A block of threads
+    takes some rows of a (tile, key/value head); chosen blocks lie side by side in its shared memory.
     """
     if segment_size % page_size or page_size % block_size or block_size % 8:
         raise ValueError(f"segments of {segment_size}, pages of {page_size}, blocks of {block_size} do not nest")

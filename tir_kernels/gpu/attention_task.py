@@ -1,4 +1,4 @@
-"""What a block of a prefill attention works on: some query rows of a tile, and the entries that they meet step by step."""
+"""What a block of a prefill attention works on: query rows of a tile, and the entries that they meet step by step."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from tir_kernels.kv_pages import KVPages
 from .features import GPUFeatures
 from .model_pages import model_pages
 from .register import register
-from .thread_block import address
 
 QUERY_TILE = 64  # tokens in a query tile, as the cache plans them
 NEVER = -1e30  # the score of an entry that a row does not see, and the running maximum before the first entry
@@ -18,7 +17,7 @@ NEVER = -1e30  # the score of an entry that a row does not see, and the running 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Static shape of an attention kernel. A row is one query head of one token; row = token * group + head in group."""
+    """Static shape of an attention kernel. A row is a query head of a token; row = token * group + head in group."""
 
     num_attention_heads: int
     num_key_value_heads: int
@@ -43,10 +42,19 @@ class AttentionShape:
         """From a product of query and key to a score in base 2 units."""
         return self.sm_scale * math.log2(math.e)
 
+    @property
+    def index_dtype(self) -> str:
+        """dtype of numbers that reach all of a pool; WebGPU has 32 bits only."""
+        return "int32" if self.gpu.kind == "webgpu" else "int64"
+
     def page_place(self, page_indices, indices0, entry) -> tuple:
         """(page, offset in it), variables, of an entry of the sequence whose pages begin at page_indices[indices0]."""
-        page = address(self.gpu, page_indices[indices0 + entry // self.page_size])
-        return register(page, "int32" if self.gpu.kind == "webgpu" else "int64"), register(entry % self.page_size)
+        page, offset = page_indices[indices0 + entry // self.page_size], entry % self.page_size
+        return tuple(register(T.cast(x, self.index_dtype), self.index_dtype) for x in (page, offset))
+
+    def elements(self, count: int):
+        """The last index of ``count`` elements of a page side by side."""
+        return T.ramp(T.cast(0, self.index_dtype), 1, count)
 
 
 @dataclass(frozen=True)

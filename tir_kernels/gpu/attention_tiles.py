@@ -42,18 +42,20 @@ def attend_tiles(shape: AttentionShape, tables: Tables, gate: Gate | None = None
     blocks = (MMAAttention if on_tensor_cores else SIMTAttention)(shape)
     per_tile = -(-QUERY_TILE * shape.group // blocks.rows)
     num_tiles = tables.tiles.shape[0]
-    with T.thread_binding(per_tile, thread="blockIdx.x") as block:
-        with T.thread_binding(shape.num_key_value_heads, thread="blockIdx.y") as head:
-            with T.thread_binding(num_tiles, thread="blockIdx.z") as tile:
-                with T.thread_binding(blocks.threads, thread="threadIdx.x") as thread:
-                    with T.sblock("rows"):
-                        T.reads()
-                        T.writes()
-                        task = _task(tables, gate, tile, head)
-                        row0, num_rows = block * blocks.rows, register(task.num_tokens * shape.group)
-                        # TVM adds no barriers to ours: its analysis takes the address of an asynchronous copy for a read.
-                        with T.attr(0, "hand_threaded", 1), T.If(row0 < num_rows), T.Then():
-                            blocks.attend(task, row0, num_rows, thread)
+    with (
+        T.thread_binding(per_tile, thread="blockIdx.x") as block,
+        T.thread_binding(shape.num_key_value_heads, thread="blockIdx.y") as head,
+        T.thread_binding(num_tiles, thread="blockIdx.z") as tile,
+        T.thread_binding(blocks.threads, thread="threadIdx.x") as thread,
+        T.sblock("rows"),
+    ):
+        T.reads()
+        T.writes()
+        task = _task(tables, gate, tile, head)
+        row0, num_rows = block * blocks.rows, register(task.num_tokens * shape.group)
+        # TVM adds no barriers to ours: its analysis takes the address of an asynchronous copy for a read.
+        with T.attr(0, "hand_threaded", 1), T.If(row0 < num_rows), T.Then():
+            blocks.attend(task, row0, num_rows, thread)
 
 
 def _task(tables: Tables, gate: Gate | None, tile, head) -> Task:

@@ -31,7 +31,8 @@ def row_tiles(segment_size: int | None) -> PrimFunc:
         found[0] = -1
         for s in T.serial(num_segments):
             if segments[s, SEQUENCE] == tiles[i, 0] and segments[s, GATED] != 0:
-                if (tiles[i, 1] - segments[s, FIRST_ROW]) // (segment_size or 1) == 0:
+                distance: T.let = tiles[i, 1] - segments[s, FIRST_ROW]
+                if distance // (segment_size or 1) == 0:
                     found[0] = T.cast(s, "int32")
         tiles[i, 2] = 1
         tiles[i, 3] = found[0]
