@@ -12,6 +12,11 @@ _WORD = 32  # tokens whose mask bits share an int32
 _THREADS = 128
 
 
+def _blocks(count):
+    """Blocks of threads for ``count`` items, of which there may be none: a launch has at least one."""
+    return T.max(T.ceildiv(count, _THREADS), 1)
+
+
 def apply_logit_bias_inplace(gpu: GPUFeatures) -> tirx.PrimFunc:
     """(logits, pos2seq_id [m], token_ids [m], logit_bias [m] float32).
 
@@ -48,7 +53,7 @@ def apply_logit_bias_inplace(gpu: GPUFeatures) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads()
             T.writes()
-            for block in T.thread_binding(T.ceildiv(m, _THREADS), thread="blockIdx.x"):
+            for block in T.thread_binding(_blocks(m), thread="blockIdx.x"):
                 for thread in T.thread_binding(_THREADS, thread="threadIdx.x"):
                     with T.sblock("pair"):
                         T.reads()
@@ -98,7 +103,7 @@ def apply_penalty_inplace(gpu: GPUFeatures) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads()
             T.writes()
-            for block in T.thread_binding(T.ceildiv(m, _THREADS), thread="blockIdx.x"):
+            for block in T.thread_binding(_blocks(m), thread="blockIdx.x"):
                 for thread in T.thread_binding(_THREADS, thread="threadIdx.x"):
                     with T.sblock("token"):
                         T.reads()
@@ -133,13 +138,14 @@ def apply_bitmask_inplace(gpu: GPUFeatures) -> tirx.PrimFunc:
         with T.sblock("root"):
             T.reads()
             T.writes()
-            for row in T.thread_binding(s, thread="blockIdx.y"):
-                for block in T.thread_binding(T.ceildiv(vocab, _THREADS), thread="blockIdx.x"):
+            for row in T.thread_binding(T.max(s, 1), thread="blockIdx.y"):
+                for block in T.thread_binding(_blocks(vocab), thread="blockIdx.x"):
                     for thread in T.thread_binding(_THREADS, thread="threadIdx.x"):
                         with T.sblock("token"):
                             T.reads()
                             T.writes()
-                            if block * _THREADS + thread < vocab:
-                                mask(rows[row], block * _THREADS + thread)
+                            if row < s:
+                                if block * _THREADS + thread < vocab:
+                                    mask(rows[row], block * _THREADS + thread)
 
     return apply_bitmask_inplace
