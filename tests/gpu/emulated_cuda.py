@@ -17,10 +17,8 @@ from pathlib import Path
 import numpy as np
 import tvm
 import tvm_ffi
+from gpu import cuda_to_cpp, emulator_build
 from tvm.target import Target
-
-import gpu.cuda_to_cpp as cuda_to_cpp
-import gpu.emulator_build as emulator_build
 
 _ORDERS = {"forward": 0, "backward": 1}
 _CALLBACK = "tvm_callback_cuda_compile"
@@ -37,13 +35,15 @@ def target(arch: str = "sm_80") -> Target:
 def _driver() -> ctypes.CDLL:
     """Loads the emulated driver, and TVM's CUDA runtime on it."""
     sources, flags = emulator_build.SOURCES, ["-O2", "-g1", "-Wall"]
+    headers = [sources / "emulator.h", sources / "runtime.h"]
     driver_sources = [sources / name for name in ("block.cc", "memory.cc", "checker.cc", "driver.cc")]
     driver_path = emulator_build.shared_object(
-        "libcuda.so.1", driver_sources, flags, ["-Wl,-soname,libcuda.so.1", "-ldl"]
+        "libcuda.so.1", driver_sources, headers, flags, ["-Wl,-soname,libcuda.so.1", "-ldl"]
     )
     cudart_path = emulator_build.shared_object(
         "libcudart.so.13",
         [sources / "cudart.cc"],
+        headers,
         flags,
         ["-Wl,-soname,libcudart.so.13", f"-Wl,--version-script={sources / 'cudart.map'}", str(driver_path)],
     )
@@ -73,12 +73,13 @@ def thread_order(order: str | int):
         _driver().emulator_set_thread_order(0)
 
 
-def _compile_cuda(source: str, checked: bool) -> bytes:
-    flags = [*_KERNEL_FLAGS, *(_CHECK_FLAGS if checked else []), "-include"]
-    flags.append(str(emulator_build.SOURCES / "include" / "device.h"))
-    flags += ["-I", str(emulator_build.SOURCES / "include")]
+def device_code(source: str, checked: bool = False) -> bytes:
+    """What the emulated driver loads as a module, for CUDA ``source`` that TVM emitted."""
+    include = emulator_build.SOURCES / "include"
+    headers = [emulator_build.SOURCES / "emulator.h", *sorted(include.glob("*.h"))]
+    flags = [*_KERNEL_FLAGS, *(_CHECK_FLAGS if checked else []), "-include", str(include / "device.h"), f"-I{include}"]
     path = emulator_build.source_file(cuda_to_cpp.translate(source))
-    return emulator_build.shared_object("module.so", [path], flags, []).read_bytes()
+    return emulator_build.shared_object("module.so", [path], headers, flags, []).read_bytes()
 
 
 @contextlib.contextmanager
@@ -86,7 +87,7 @@ def compiling(checked: bool = False):
     """CUDA modules that TVM makes meanwhile hold code for the emulator; ``checked`` code reports races and overruns."""
     _driver()
     before = tvm_ffi.get_global_func(_CALLBACK)
-    tvm_ffi.register_global_func(_CALLBACK, lambda source: _compile_cuda(source, checked), override=True)
+    tvm_ffi.register_global_func(_CALLBACK, lambda source: device_code(source, checked), override=True)
     try:
         yield
     finally:

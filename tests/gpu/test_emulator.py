@@ -5,9 +5,8 @@ import contextlib
 import numpy as np
 import pytest
 import tvm_ffi
-from tvm.script import tirx as T
-
 from gpu import emulated_cuda
+from tvm.script import tirx as T
 
 _THREADS = 64
 

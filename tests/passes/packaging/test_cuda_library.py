@@ -49,7 +49,7 @@ def test_kernels_are_launched_as_tvm_means_them_to_be(tmp_path):
     """The record beside the code, how to launch each kernel, is as TVM wrote it: the library runs on the emulator."""
     with cuda_as_source():
         executable = build_small_module(parse_target("cuda", cuda_arch="80"))
-    embed_device_code(executable.mod, lambda source: emulated_cuda._compile_cuda(source, False))
+    embed_device_code(executable.mod, emulated_cuda.device_code)
     library = tmp_path / "small-cuda.so"
     SharedLibrary().export(executable, library)
     assert b"__global__" not in library.read_bytes()

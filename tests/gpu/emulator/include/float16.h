@@ -26,6 +26,9 @@ struct alignas(2) Float16 {
 template <class T>
 struct alignas(4) Pair {
   T x, y;
+
+  Pair() = default;
+  Pair(T x, T y) : x(x), y(y) {}
 };
 
 #define ARITHMETIC(op) \

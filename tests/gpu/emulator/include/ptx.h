@@ -71,7 +71,7 @@ struct LoadMatrix {
     for (int lane = 0; lane < kWarp; ++lane) {
       int major = lane / 4, minor = lane % 4 * 2;
       for (int i = 0; i < count; ++i) {
-        auto element = [&](int row, int column) { return unsigned(static_cast<LoadMatrix*>(slots[8 * i + row])->row[column]); };
+        auto element = [&](int row, int column) UNCHECKED { return unsigned(static_cast<LoadMatrix*>(slots[8 * i + row])->row[column]); };
         unsigned low = transposed ? element(minor, major) : element(major, minor);
         unsigned high = transposed ? element(minor + 1, major) : element(major, minor + 1);
         static_cast<LoadMatrix*>(slots[lane])->words[i] = low | high << 16;
