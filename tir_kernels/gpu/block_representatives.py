@@ -43,9 +43,11 @@ def block_representatives(
                 for e in T.unroll(P):
                     extremes[2 * e] = T.cast(k_pages[page, word, first, e], "float32")
                     extremes[2 * e + 1] = extremes[2 * e]
-                for j in T.serial(T.min(num_entries - first, block_size) - 1):
+                # A constant number of steps, some of which read the last entry again: nvcc spills registers otherwise.
+                for j in T.serial(block_size - 1):
+                    entry: T.let = T.min(first + j + 1, num_entries - 1)
                     for e in T.unroll(P):
-                        key: T.let = T.cast(k_pages[page, word, first + j + 1, e], "float32")
+                        key: T.let = T.cast(k_pages[page, word, entry, e], "float32")
                         extremes[2 * e] = T.max(extremes[2 * e], key)
                         extremes[2 * e + 1] = T.min(extremes[2 * e + 1], key)
                 for e in T.unroll(P):
