@@ -97,11 +97,12 @@ def open_sessions(
     weights: dict[tuple, Any] = {}
     for library in {str(p.library.path): p.library for p in policies}.values():
         metadata = library.metadata
-        if metadata.params not in weights:  # libraries of one model share its weights
-            weights[metadata.params] = load_params(model, config, metadata, library.path)
+        key = (metadata.params, library.device.kind)
+        if key not in weights:  # libraries of one model share its weights
+            weights[key] = load_params(model, config, metadata, library.path, library.device)
         sessions[str(library.path)] = Session(
             library,
-            weights[metadata.params],
+            weights[key],
             tokenizer,
             longest_prompt=longest_prompt,
             vocab_size=config.active_vocab_size or metadata.active_vocab_size or config.vocab_size,

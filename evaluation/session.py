@@ -163,4 +163,4 @@ class Session:
         self._kv.begin_forward((sequence,), (len(ids),))
         logits = function(self.library.embed(ids, self._params), self._kv, self._params)
         self._kv.end_forward()
-        return np.from_dlpack(logits).reshape(-1)[: self.vocab_size].copy()
+        return self.library.numpy(logits).reshape(-1)[: self.vocab_size].copy()

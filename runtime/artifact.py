@@ -3,7 +3,7 @@
 A model folder and a library follow the conventions of MLC-LLM::
 
     dist/<Name>-<quantization>-MLC/{mlc-chat-config.json, tensor-cache.json, params_shard_*.bin, tokenizer.json, ...}
-    dist/libs/<Name>-<quantization>-<device>.so
+    dist/libs/<Name>-<quantization>-<device>.so    cpu, cuda, ...
 
 The keys beyond MLC's are ``weight_format`` (in all three descriptions), ``logical_shape`` and ``format`` of a
 parameter, ``target``, ``kv_bytes_per_token``, ``temporary_bytes``, ``rope`` and ``policy`` (of the library and of the
@@ -27,6 +27,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 MODEL_DIR_SUFFIX = "-MLC"
 DEVICE = "cpu"
+_OTHER_DEVICES = ("cuda", "rocm", "vulkan", "opencl")
 
 
 def model_dir(dist: Path, name: str, quantization: str) -> Path:
@@ -39,19 +40,22 @@ def library_file(dist: Path, name: str, quantization: str, device: str = DEVICE)
     return dist / "libs" / f"{name}-{quantization}-{device}.so"
 
 
-def find_library(folder: Path, device: str = DEVICE) -> Path:
-    """The library that belongs to a model folder by convention: ``../libs/<folder without -MLC>-<device>.so``.
+def find_library(folder: Path) -> Path:
+    """The library that belongs to a model folder by convention: ``../libs/<folder without -MLC>-cpu.so``, or where
+    there is none for the CPU, that for another device.
 
     Raises
     ------
     UserError
-        The file does not exist.
+        There is none.
     """
     folder = folder.resolve()
-    path = folder.parent / "libs" / f"{folder.name.removesuffix(MODEL_DIR_SUFFIX)}-{device}.so"
-    if not path.is_file():
-        raise UserError(f"no model library at {path}: compile one with compile.py, or name it with --model-lib")
-    return path
+    stem = folder.parent / "libs" / folder.name.removesuffix(MODEL_DIR_SUFFIX)
+    paths = [Path(f"{stem}-{device}.so") for device in (DEVICE, *_OTHER_DEVICES)]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UserError(f"no model library at {paths[0]}: compile one with compile.py, or name it with --model-lib")
 
 
 class _Description(BaseModel):

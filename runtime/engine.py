@@ -58,7 +58,7 @@ class Engine:
         folder = Path(model_dir)
         config = read_chat_config(folder)
         library = ModelLibrary(find_library(folder) if model_lib is None else Path(model_lib))
-        params = load_params(folder, config, library.metadata, library.path)
+        params = load_params(folder, config, library.metadata, library.path, library.device)
         self._folder = folder
         self._library = library
         self.tokenizer = Tokenizer(folder)

@@ -2,7 +2,7 @@
 
 ``vm.builtin.tensor_cache.load`` does the same through a copy of each shard, so its peak is the weights plus the
 largest shard (the embedding table has a shard of its own) and each byte is copied twice. Here the file is read into
-the memory where the kernels will find it.
+the memory where the kernels will find it, or copied to a device tensor by tensor.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from runtime.artifact import (
     TensorRecord,
     read_tensor_cache,
 )
+from runtime.device import Device
 from runtime.errors import UserError
 
 _ALIGNMENT = 64  # bytes; what compiled kernels require of a tensor
 
 
-def load_params(folder: Path, config: ChatConfig, library: LibraryMetadata, library_path: Path) -> Any:
-    """Read the weights of ``folder`` in the order of ``library.params``, as a ``tvm_ffi.Array`` of Tensors.
+def load_params(
+    folder: Path, config: ChatConfig, library: LibraryMetadata, library_path: Path, device: Device | None = None
+) -> Any:
+    """Read the weights of ``folder`` in the order of ``library.params``, as a ``tvm_ffi.Array`` of Tensors on
+    ``device``, the library's (by default the host).
 
     Raises
     ------
@@ -40,7 +44,10 @@ def load_params(folder: Path, config: ChatConfig, library: LibraryMetadata, libr
     cache = read_tensor_cache(folder)
     check_weights(folder, cache, library, library_path)
     wanted = {spec.name for spec in library.params}
-    memory = _allocate(sum(_padded(r.nbytes) for shard in cache.records for r in shard.records if r.name in wanted))
+    device = device or Device("llvm")
+    sizes = [_padded(r.nbytes) for shard in cache.records for r in shard.records if r.name in wanted]
+    # On the host tensors stay where they are read; on their way to a device they take turns in the same memory.
+    memory = _allocate(sum(sizes) if device.is_host else max(sizes, default=0))
     tensors: dict[str, Any] = {}
     place = 0
     for shard in cache.records:
@@ -49,8 +56,8 @@ def load_params(folder: Path, config: ChatConfig, library: LibraryMetadata, libr
                 if record.name in wanted:
                     data = memory[place : place + record.nbytes]
                     _read_into(data, file, record.byteOffset)
-                    tensors[record.name] = _tensor(data, record)
-                    place += _padded(record.nbytes)
+                    tensors[record.name] = device.tensor_of_bytes(data, record.shape, record.dtype)
+                    place += _padded(record.nbytes) if device.is_host else 0
     return tvm_runtime.load().Array([tensors[spec.name] for spec in library.params])
 
 
@@ -128,10 +135,3 @@ def _read_into(data: np.ndarray, file: BinaryIO, offset: int) -> None:
         if not count:
             raise UserError(f"the weight file {file.name} ends early: copy it again")
         view = view[count:]
-
-
-def _tensor(data: np.ndarray, record: TensorRecord) -> Any:
-    tvm_ffi = tvm_runtime.load()
-    # numpy has no bfloat16: hand over bytes, and let TVM name the type.
-    create_view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
-    return create_view(tvm_ffi.from_dlpack(data), tvm_ffi.Shape(record.shape), tvm_ffi.dtype(record.dtype), 0)

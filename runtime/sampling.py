@@ -109,7 +109,7 @@ class Sampler:
         return token_id
 
     def _active(self, tensor: Any) -> np.ndarray:
-        return np.from_dlpack(tensor).reshape(-1)[: self._active_vocab_size]
+        return self._library.numpy(tensor).reshape(-1)[: self._active_vocab_size]
 
 
 def draw_top_p(probs: np.ndarray, top_p: float, uniform: float) -> int:

@@ -37,6 +37,28 @@ def load() -> ModuleType:
     return tvm_ffi
 
 
+def load_device_support(kind: str) -> str | None:
+    """Load what TVM's runtime needs to drive a kind of device ("cuda"); the reason if that is impossible, else None."""
+    load()
+    path = _find_runtime_library().with_name(f"libtvm_runtime_{kind}.so")
+    if not path.is_file():
+        return f"the TVM runtime that is installed has no support for {kind}"
+    for library in _cuda_runtimes() if kind == "cuda" else ():
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as err:
+        return str(err)
+    return None
+
+
+def _cuda_runtimes() -> list[Path]:
+    """libcudart of the PyPI wheels (extra ``cuda``); a system's own is found by name."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = spec.submodule_search_locations if spec is not None and spec.submodule_search_locations else ()
+    return [path for folder in folders for path in Path(folder).glob("*/lib/libcudart.so.*")]
+
+
 def usable_cores(cgroup_root: Path = _CGROUP_ROOT) -> int:
     """Cores this process may keep busy: its affinity mask, cut to the CPU quota of its control group."""
     cores = len(os.sched_getaffinity(0))

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.engines.base import EngineSettings
 from benchmarks.machine import use_threads
 from runtime.artifact import read_chat_config
@@ -25,14 +23,14 @@ class Ours:
         self._settings = settings
         self._path = Path(settings.options["library"])
         folder = Path(settings.model)
-        library = ModelLibrary(self._path)
+        self._library = library = ModelLibrary(self._path)
         self._metadata = library.metadata
         if settings.context > self._metadata.context_window_size:
             raise UserError(
                 f"compiled for {self._metadata.context_window_size} tokens: compile it with --overrides "
                 f"context_window_size=..."
             )
-        self._params = load_params(folder, read_chat_config(folder), self._metadata, self._path)
+        self._params = load_params(folder, read_chat_config(folder), self._metadata, self._path, library.device)
         self._sequence = self._new_sequence(library)
 
     @property
@@ -45,10 +43,10 @@ class Ours:
 
     def generate(self, ids: Sequence[int], count: int, on_token: Callable[[int], None]) -> None:
         self._sequence.clear()
-        token = _best_token(self._sequence.prefill(ids))
+        token = self._best_token(self._sequence.prefill(ids))
         on_token(token)
         for _ in range(count - 1):
-            token = _best_token(self._sequence.decode(token))
+            token = self._best_token(self._sequence.decode(token))
             on_token(token)
 
     def operator_seconds(self, ids: Sequence[int]) -> dict[str, float]:
@@ -69,6 +67,5 @@ class Ours:
             sequence.set_policy(sequence.policy.changed(changed, sequence.policy))
         return sequence
 
-
-def _best_token(logits: Any) -> int:
-    return int(np.from_dlpack(logits).argmax())
+    def _best_token(self, logits: Any) -> int:
+        return int(self._library.numpy(logits).argmax())

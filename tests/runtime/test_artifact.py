@@ -23,6 +23,9 @@ def test_library_is_found_where_the_compiler_puts_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="Tiny-q0f32-cpu.so.*compile.py"):
         find_library(folder)
     library.parent.mkdir()
+    for_cuda = library_file(tmp_path, "Tiny", "q0f32", "cuda")
+    for_cuda.touch()
+    assert find_library(folder) == for_cuda
     library.touch()
     assert find_library(folder) == library
     monkeypatch.chdir(folder)

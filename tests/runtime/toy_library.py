@@ -72,16 +72,19 @@ def write_toy_folder(folder: Path, weights: dict[str, np.ndarray]) -> None:
     (folder / "tensor-cache.json").write_text(json.dumps(cache))
 
 
-def build_toy_library(output: Path) -> Path:
+def build_toy_library(output: Path, target: tvm.target.Target = tvm.target.Target("llvm")) -> Path:
     """Compile the library to ``output``."""
     output.parent.mkdir(parents=True, exist_ok=True)
     kv_cache = build_kv_cache_object(output.with_suffix(".o"))
-    executable = relax.build(_module(), tvm.target.Target("llvm"), exec_mode="bytecode")
+    executable = relax.build(_module(target), target, exec_mode="bytecode")
     executable.export_library(str(output), addons=[str(kv_cache)], options=link_options())
     return output
 
 
-def _penalty_kernels() -> dict[str, tvm.tirx.PrimFunc]:
+def _penalty_kernels(target: tvm.target.Target) -> dict[str, tvm.tirx.PrimFunc]:
+    on_gpu = target.kind.name != "llvm"
+    tokens = (lambda n: T.thread_binding(n, "blockIdx.x")) if on_gpu else T.serial
+
     @T.prim_func(s_tir=True)
     def apply_logit_bias(logits: T.handle, rows: T.handle, ids: T.handle, bias: T.handle):
         n = T.int64()
@@ -89,7 +92,7 @@ def _penalty_kernels() -> dict[str, tvm.tirx.PrimFunc]:
         r = T.match_buffer(rows, (n,), "int32")
         i = T.match_buffer(ids, (n,), "int32")
         b = T.match_buffer(bias, (n,), "float32")
-        for t in range(n):
+        for t in tokens(n):
             with T.sblock("bias"):
                 v = T.axis.opaque(n, t)
                 x[r[v], i[v]] = x[r[v], i[v]] + b[v]
@@ -103,7 +106,7 @@ def _penalty_kernels() -> dict[str, tvm.tirx.PrimFunc]:
         i = T.match_buffer(ids, (n,), "int32")
         c = T.match_buffer(cnt, (n,), "int32")
         p = T.match_buffer(pen, (1, 3), "float32")
-        for t in range(n):
+        for t in tokens(n):
             with T.sblock("penalty"):
                 v = T.axis.opaque(n, t)
                 x[s[r[v]], i[v]] = x[s[r[v]], i[v]] - p[r[v], 0] - T.Cast("float32", c[v]) * p[r[v], 1]
@@ -112,11 +115,12 @@ def _penalty_kernels() -> dict[str, tvm.tirx.PrimFunc]:
                 )
 
     kernels = {"apply_logit_bias_inplace": apply_logit_bias, "apply_penalty_inplace": apply_penalty}
-    return {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
+    attributes = {"tirx.is_scheduled": True} if on_gpu else {}
+    return {name: kernel.with_attrs({"global_symbol": name, **attributes}) for name, kernel in kernels.items()}
 
 
-def _module() -> tvm.IRModule:
-    bb = relax.BlockBuilder(tvm.IRModule(_penalty_kernels()))
+def _module(target: tvm.target.Target) -> tvm.IRModule:
+    bb = relax.BlockBuilder(tvm.IRModule(_penalty_kernels(target)))
     f32 = lambda *shape: relax.TensorType(shape, "float32")  # noqa: E731
     params_type = relax.TupleType([f32(*shape) for shape in PARAM_SHAPES.values()])
 
@@ -154,5 +158,5 @@ def _module() -> tvm.IRModule:
         bb.emit_func_output(bb.emit(relax.op.nn.softmax(logits / temperature)))
 
     with bb.function("_metadata", []):
-        bb.emit_func_output(tvm.ir.StringImm(json.dumps(toy_metadata())))
+        bb.emit_func_output(tvm.ir.StringImm(json.dumps(toy_metadata() | {"target": str(target)})))
     return bb.get()

@@ -1,6 +1,7 @@
 """The same cache on a device (CUDA emulated on the CPU): same behaviour, few copies, nothing where it does not belong."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_sequences_go_from_a_device_to_the_host_and_back(device_libraries, libra
     k, v = random_kv(200, "float32")
     caches[0].add(1)
     caches[0].forward([1], [200], k, v)
-    for here, there in zip(caches, caches[1:]):
+    for here, there in pairwise(caches):
         there.add(1)
         there.restore(1, *here.save(1, pieces=3), pieces=2)
         np.testing.assert_array_equal(there.contents(1, 0, 200)[0], k)
