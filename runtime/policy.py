@@ -18,7 +18,14 @@ from runtime.policy_checks import check_policy, not_allowed
 PREFILL_POLICIES: dict[str, dict[str, Any]] = {
     "dense": {},
     "entropy": {},
-    "critiprefill": {"block_size": 32, "layer_fusion": 0.25, "budget_form": "fixed"},
+    "critiprefill": {
+        "block_size": 32,
+        "layer_fusion": 0.25,
+        "budget_form": "fixed",
+        "threshold_len": 4096,
+        "base_budget": 2048,
+        "layer_budgets": "1",
+    },
 }
 DECODE_POLICIES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -82,21 +89,24 @@ class Policy:
         Queries that choose their blocks together; a multiple of 64.
     block_size, default 8 (CritiPrefill 32)
         Keys that are chosen together: 8, 16 or 32.
-    threshold_len, default 4096
-        Segments that start before it are attended to densely.
-    base_budget, default 2048
-        Earlier entries that a segment of a rigid head attends to, and the least for any other.
-    layer_budgets, default "1"
+    threshold_len, default 8192 (CritiPrefill 4096)
+        Segments that start before it are attended to densely. The paper's 4096 cost answers to shorter prompts more
+        than it saved them (docs/entropy-inference.md).
+    base_budget, default 3584 (CritiPrefill 2048)
+        Earlier entries that a segment of a rigid head attends to, and the least for any other, before the factor of
+        its layer (the paper's 2048 is for all layers).
+    layer_budgets, default "1,.5,.25,1,1,.125,.125,.125" (CritiPrefill "1")
         Factors of base_budget with commas between them, stretched over the layers: of n factors, layer l of L takes
-        number l * n // L (counted from 0). Not in the paper.
+        number l * n // L (counted from 0). Not in the paper: early and middle layers lose by small budgets, the last
+        third does not (docs/entropy-inference.md).
     entropy_threshold, default 1e-5
         A head is rigid while the entropies (nats) of its segments stay below it.
     delta_t, default 0.4
         Relative rise of the entropy at which a budget stays as it is.
     alpha, default 0.5
         Step of the budget, relative to base_budget, for a rise of the entropy by 1 above delta_t.
-    max_budget_factor, default 3.0
-        Largest budget, relative to base_budget.
+    max_budget_factor, default 1.5
+        Largest budget, relative to base_budget (the paper's 3 with its base_budget: not much more).
     layer_skip, default 1
         The first layers, which stay dense.
     layer_fusion, default 0.0 (CritiPrefill 0.25)
@@ -148,13 +158,13 @@ class Policy:
     decode: str = "latent"
     segment_size: int = 512
     block_size: int = 8
-    threshold_len: int = 4096
-    base_budget: int = 2048
-    layer_budgets: str = "1"
+    threshold_len: int = 8192
+    base_budget: int = 3584
+    layer_budgets: str = "1,.5,.25,1,1,.125,.125,.125"
     entropy_threshold: float = 1e-5
     delta_t: float = 0.4
     alpha: float = 0.5
-    max_budget_factor: float = 3.0
+    max_budget_factor: float = 1.5
     layer_skip: int = 1
     layer_fusion: float = 0.0
     score_form: str = "code"

@@ -11,7 +11,7 @@ from runtime.policy import make_policy
 from runtime.sequence import CachedSequence
 
 CONFIG = tiny("llama", num_hidden_layers=3, max_position_embeddings=1024)
-GATE = "segment_size=64;threshold_len=128;base_budget=96"
+GATE = "segment_size=64;threshold_len=128;base_budget=96;layer_budgets=1"
 UNLIMITED = GATE.replace("96", "1024")
 # Five whole segments and a part: three are gated.
 PROMPT = np.random.default_rng(5).integers(0, CONFIG.vocab_size, 350).tolist()

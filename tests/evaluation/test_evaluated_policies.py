@@ -40,7 +40,7 @@ def test_argument_without_a_name(text: str) -> None:
 def test_prefill_is_shared_by_what_differs_in_decoding_only() -> None:
     keys = [
         with_settings("p", ENTROPY, text).prefill_key(50_000, False)
-        for text in ("", "decode=snapkv", "capacity=2048;slack=0", "base_budget=4096", "threshold_len=8192")
+        for text in ("", "decode=snapkv", "capacity=2048;slack=0", "base_budget=4096", "threshold_len=4096")
     ]
     assert keys[0] == keys[1] == keys[2]
     assert len({keys[0], keys[3], keys[4]}) == 3
@@ -56,14 +56,14 @@ def test_decode_keys() -> None:
 
 
 def test_prompts_that_nobody_attends_to_sparsely() -> None:
-    """With segments of 512 and a threshold of 4096, the segment from 4096 to 4608 is the first that may be gated, and
+    """With segments of 512 and a threshold of 8192, the segment from 8192 to 8704 is the first that may be gated, and
     it is dense while it is the last."""
     entropy, dense = with_settings("e", ENTROPY), with_settings("d", ENTROPY, "threshold_len=2147483647")
-    assert [entropy.gates(n) for n in (100, 4608, 4609)] == [False, False, True]
+    assert [entropy.gates(n) for n in (100, 8704, 8705)] == [False, False, True]
     assert not dense.gates(10**6)
     assert with_settings("z", ENTROPY, "threshold_len=0").gates(1025)  # segment 0 has nothing before it
     assert not with_settings("z", ENTROPY, "threshold_len=0").gates(1024)
-    for length, shared in ((4608, True), (4609, False)):
+    for length, shared in ((8704, True), (8705, False)):
         assert (entropy.prefill_key(length, True) == dense.prefill_key(length, True)) == shared
         assert entropy.prefill_key(length, False) != dense.prefill_key(length, False)
 

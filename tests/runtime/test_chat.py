@@ -83,7 +83,7 @@ def test_set_changes_the_policy_too(chat, engine, capsys):
         with pytest.raises(UserError):
             chat.handle(f"/set {bad}")
     assert chat._sampling.temperature == 0.25  # nothing of a text with a mistake counts
-    engine.set_policy("base_budget=2048;capacity=2048")
+    engine.set_policy("base_budget=3584;capacity=2048")
     assert engine.policy == policy
 
 

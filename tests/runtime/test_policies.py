@@ -11,21 +11,30 @@ from runtime.policy import DECODE_POLICIES, PREFILL_POLICIES, RUNTIME_FIELDS, Po
 DEFAULTS = {
     "segment_size": 512,
     "block_size": 8,
-    "threshold_len": 4096,
-    "base_budget": 2048,
     "entropy_threshold": 1e-5,
     "delta_t": 0.4,
     "alpha": 0.5,
-    "max_budget_factor": 3.0,
     "layer_skip": 1,
-    "layer_budgets": "1",
     "layer_fusion": 0.0,
     "window": 32,
     "pooling": "average",
-    # Measured choices of this project; the paper has 1024, 16 and 5.
+    # Measured choices of this project; the paper has 4096, 2048 in all layers, 3, and 1024, 16, 5.
+    "threshold_len": 8192,
+    "base_budget": 3584,
+    "layer_budgets": "1,.5,.25,1,1,.125,.125,.125",
+    "max_budget_factor": 1.5,
     "capacity": 2048,
     "decode_gap": 128,
     "pooling_kernel": 81,
+}
+
+
+CRITIPREFILL = {
+    "block_size": 32,
+    "layer_fusion": 0.25,
+    "threshold_len": 4096,
+    "base_budget": 2048,
+    "layer_budgets": "1",
 }
 
 
@@ -43,7 +52,7 @@ def test_defaults_are_the_papers_but_for_what_is_kept():
     ("prefill", "decode", "expected"),
     [
         ("dense", "full", {}),
-        ("critiprefill", "full", {"block_size": 32, "layer_fusion": 0.25}),
+        ("critiprefill", "full", CRITIPREFILL),
         ("dense", "snapkv", {"decode_gap": -1, "pooling": "max", "pooling_kernel": 7}),
         ("entropy", "adakv", {"decode_gap": -1, "pooling": "max", "pooling_kernel": 7}),
         ("dense", "streaming", {"decode_gap": -1}),
@@ -91,7 +100,7 @@ def test_cache_text_has_what_the_cache_object_knows():
         ("block_size=64", "block_size=64 is not allowed: the kernels have blocks of 8, 16 and 32"),
         ("block_size=128", "block_size=128 is not allowed: it must lie between 1 and 64"),
         ("base_budget=4", "base_budget=4 is not allowed: it must be at least block_size .8."),
-        ("keep_first=2048;keep_recent=8", "base_budget=2048 is not allowed: .* keep_recent .2056."),
+        ("keep_first=3584;keep_recent=8", "base_budget=3584 is not allowed: .* keep_recent .3592."),
         ("layer_budgets=2,0", "layer_budgets=2,0 is not allowed: it must be positive numbers"),
         ("layer_budgets=2,", "layer_budgets=2, is not allowed"),
         ("keep_first=12", "keep_first=12 is not allowed: it must be a multiple of block_size .8."),

@@ -51,7 +51,7 @@ def test_plain_chunks(start, count, size, chunk_size):
 
 
 def test_no_step_more_than_the_cut_needs():
-    policy = make_policy()  # segments of 512, gated from 4096 on
+    policy = make_policy(overrides="threshold_len=4096")  # segments of 512
     assert prefill_steps(0, 5000, 2048, policy) == [2048, 2048, 904]
     assert prefill_steps(0, 4096, 2048, policy) == [2048, 2048]  # the last segment is not gated
     assert prefill_steps(0, 5120, 2048, policy) == [2048, 2048, 768, 256]

@@ -180,7 +180,7 @@ def test_generate(folder, path):
     refused = generate(folder, "--prompt", text, "--cache", path, "--policy", "base_budget=4096")
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr == (
-        f"error: the cache file {path} is of another policy (base_budget is 2048 in it and 4096 here): use the same "
+        f"error: the cache file {path} is of another policy (base_budget is 3584 in it and 4096 here): use the same "
         "one, or name another file\n"
     )
     path.write_bytes(path.read_bytes()[:-9])
