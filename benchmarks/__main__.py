@@ -11,6 +11,8 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
 from benchmarks import options
+from benchmarks.gpu_resources import library_resources, violations
+from benchmarks.gpu_table import resource_table, write_gpu_docs
 from benchmarks.kernels import kernel_table, measure_kernels
 from benchmarks.limits import kv_bytes_per_token
 from benchmarks.machine import raise_priority, run_in_own_session, use_threads
@@ -141,6 +143,22 @@ def kernels(
     write(result, path)
     console.print(kernel_table(result))
     console.print(f"written to {path}")
+
+
+@app.command("gpu-resources")
+def gpu_resources(
+    library: Annotated[Path, typer.Argument(help="made by compile.py --target cuda")],
+    docs: Annotated[bool, typer.Option(help="Write the table and the roofline into docs/gpu.md.")] = False,
+) -> None:
+    """What each kernel of a CUDA library takes of a GPU, read from its machine code: no GPU is needed."""
+    with user_errors():
+        kernels = library_resources(library)
+    console.print(resource_table(kernels))
+    if docs:
+        write_gpu_docs(library, kernels)
+    broken = violations(kernels)
+    console.print("\n".join(broken) or "no kernel uses local memory or exceeds the limits of a block")
+    sys.exit(bool(broken))
 
 
 @app.command()

@@ -75,7 +75,7 @@ def fatbin_resources(fatbin: bytes) -> list[KernelResources]:
         KernelResources(
             kernel,
             arch,
-            threads[kernel, arch],
+            threads.get((kernel, arch), 1),
             used["REG"],
             used["SHARED"] - (RESERVED_SHARED_MEMORY if arch >= _COUNTS_RESERVED_FROM and used["SHARED"] else 0),
             used["STACK"],
@@ -138,7 +138,7 @@ def _instructions(lines: Iterable[tuple[int, str]]) -> dict[tuple[str, int], Cou
 
 
 def _threads(lines: Iterable[tuple[int, str]]) -> dict[tuple[str, int], int]:
-    """From the launch bounds, which TVM gives to every kernel: they are the threads of its blocks."""
+    """From the launch bounds: TVM gives every kernel the threads of its blocks, unless that is one."""
     threads, kernel, wanted = {}, "", False
     for arch, line in lines:
         if found := re.match(r"\.nv\.info\.(\S+)$", line):

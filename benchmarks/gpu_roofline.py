@@ -1,0 +1,79 @@
+"""A roofline on paper: how fast each kernel could be on a device, by its data sheet. Nothing here is timed."""
+
+from dataclasses import dataclass
+
+from benchmarks.gpu_work import Work, compression_work, decode_work, prefill_work
+from benchmarks.markdown import markdown
+from relax_models.config import ModelConfig
+from runtime.policy import Policy
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peaks a second. ``matrix_flops`` are dense 16-bit products with 32-bit sums, as far as our instructions reach
+    them; ``peak_flops`` what the data sheet says of those."""
+
+    name: str
+    bandwidth: float
+    vector_flops: float
+    matrix_flops: float
+    peak_flops: float
+    exponentials: float
+
+
+# Data sheets: NVIDIA H100 SXM5 and RTX 4090 (Ada whitepaper, float32 sums). mma.sync reaches 62 % of an H100's tensor
+# cores, whose own instruction is wgmma (Luo et al., arXiv:2402.13499). Apple publishes no rates: 40 cores of 128 lanes
+# at 1.38 GHz. Our Metal kernels use no simdgroup matrices, so that products are float32 FMAs there. Exponentials: 16 a
+# clock and multiprocessor; Apple a quarter of the lanes (github.com/philipturner/metal-benchmarks).
+DEVICES = (
+    Device("H100 SXM", 3.35e12, 66.9e12, 0.62 * 989.4e12, 989.4e12, 3.9e12),
+    Device("RTX 4090", 1.008e12, 82.6e12, 165.2e12, 165.2e12, 5.2e12),
+    Device("M3 Max", 400e9, 14.1e12, 14.1e12, 14.1e12, 1.8e12),
+)
+
+
+def least_seconds(work: Work, device: Device) -> tuple[float, str]:
+    """No kernel does ``work`` faster on ``device``; and what it is that bounds it."""
+    rate = device.matrix_flops if work.matrix else device.vector_flops
+    return max(
+        (work.bytes / device.bandwidth, "memory"),
+        (work.flops / rate, "products"),
+        (work.exponentials / device.exponentials, "exponentials"),
+    )
+
+
+def share_of_peak(work: Work, device: Device) -> float:
+    """At most this share of the data sheet's 16-bit products a second."""
+    return work.flops / least_seconds(work, device)[0] / device.peak_flops
+
+
+def roofline_table(works: list[Work]) -> str:
+    """Markdown: bytes and FLOPs of each kernel; on each device the least time, its bound and the share of peak."""
+    header = ["kernel", "MB", "GFLOP", "FLOP / byte", *(device.name for device in DEVICES)]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for work in works:
+        cells = [work.kernel, f"{work.bytes / 1e6:.3g}", f"{work.flops / 1e9:.3g}", f"{work.flops / work.bytes:.3g}"]
+        for device in DEVICES:
+            seconds, bound = least_seconds(work, device)
+            cells.append(f"{seconds * 1e6:.3g} us, {bound}, {share_of_peak(work, device):.0%}")
+        rows.append(cells)
+    return markdown(rows)
+
+
+def roofline_section(name: str, config: ModelConfig, policy: Policy, context: int, chunk: int) -> str:
+    """The tables of one layer of a model: the last prefill chunk of a context, decoding behind it, compressing it."""
+    past = context - chunk
+    dense, compressed = decode_work(config, context), decode_work(config, policy.capacity)
+    compressed = [work for work in compressed if work.kernel == "attention_decode"]
+    return "\n\n".join(
+        [
+            f"A layer of {name}, 16 bits, 4-bit weights. Prefill of {chunk:,} tokens behind {past:,}:",
+            roofline_table(prefill_work(config, policy, past, chunk)),
+            f"Decoding one token behind {context:,}:",
+            roofline_table(dense),
+            f"Decoding one token behind {policy.capacity:,} entries that compression kept:",
+            roofline_table(compressed),
+            f"Compressing {context:,} entries a head:",
+            roofline_table(compression_work(config, policy, context)),
+        ]
+    )
