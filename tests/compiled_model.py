@@ -74,11 +74,11 @@ class CompiledModel:
 
     def prefill(self, ids: list[int]) -> np.ndarray:
         """Append ``ids``; float32 logits [vocab] after the last of them."""
-        return np.from_dlpack(self._sequence.prefill(ids)).reshape(-1).copy()
+        return self.library.numpy(self._sequence.prefill(ids)).reshape(-1).copy()
 
     def decode(self, token_id: int) -> np.ndarray:
         """Append one token through the decode function; float32 logits [vocab]."""
-        return np.from_dlpack(self._sequence.decode(token_id)).reshape(-1).copy()
+        return self.library.numpy(self._sequence.decode(token_id)).reshape(-1).copy()
 
 
 def build(
@@ -130,4 +130,4 @@ def compile_model(
         vocab_size=config.vocab_size,
         context_window_size=config.context_window_size,
     )
-    return CompiledModel(library, load_params(shards, chat_config, library.metadata, path))
+    return CompiledModel(library, load_params(shards, chat_config, library.metadata, path, library.device))

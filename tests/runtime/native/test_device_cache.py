@@ -8,10 +8,12 @@ import pytest
 import tvm_ffi
 from cache_library import build_cache_library
 from cache_sizes import HEAD_DIM, KV_HEADS, LAYERS
+from compression_kernels import compression_kernels
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from native_cache import NUMPY_DTYPES, NativeCache, load_library
 from native_gate import NativeGate
+from test_compression_random import CompressionMachine
 from test_gate_random import GateMachine
 from test_kv_cache_random import CacheMachine
 
@@ -25,8 +27,9 @@ def device_libraries(cache_object):
     target = emulated_cuda.target()
     libraries = {}
     for dtype in ("float32", "float16"):
+        path = cache_object.with_name(f"cuda_{dtype}.so")
         with target, emulated_cuda.compiling():
-            path = build_cache_library(cache_object.with_name(f"cuda_{dtype}.so"), dtype, cache_object, target=target)
+            build_cache_library(path, dtype, cache_object, compression_kernels(dtype, target), target)
         libraries[dtype] = load_library(path, emulated_cuda.device())
     return libraries
 
@@ -78,6 +81,14 @@ def test_random_operations(device_libraries, dtype):
 def test_random_operations_with_a_sparse_prefill(device_libraries):
     attributes = {"library": device_libraries["float32"], "dtype": "float32", "numbers": GATE}
     run_machine(GateMachine, attributes, examples=5)
+
+
+@pytest.mark.parametrize("dtype, max_total, compress_when", [
+    ("float32", 8192, "always"), ("float16", 700, "always"), ("float32", 700, "pressure"),
+])
+def test_random_operations_with_compression(device_libraries, dtype, max_total, compress_when):
+    members = {"max_total": max_total, "compress_when": compress_when}
+    run_machine(CompressionMachine, members | {"library": device_libraries[dtype], "dtype": dtype}, examples=5)
 
 
 def test_tables_are_on_the_device_and_answers_for_the_host_are_not(device_libraries):
