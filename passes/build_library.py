@@ -7,7 +7,9 @@ from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 from tvm.target import Target
 
+from runtime.errors import UserError
 from runtime.policy import Policy
+from tir_kernels.gpu.features import gpu_features
 from tir_kernels.stored_weight import StoredTensor, WeightStorage
 
 from .attention_spec import attention_spec
@@ -37,8 +39,14 @@ def library_metadata(
     It has the keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc) and ours: how each parameter is stored, for
     what CPU, RoPE, the policy of attention and cache, and the cache's bytes a token. ``param_names`` are in the order of
     ``packed_params``.
+
+    Raises
+    ------
+    UserError : the target has no kernels for the dtype of the model or of the cache.
     """
     spec = attention_spec(mod)
+    if target.kind.name != "llvm":
+        _check_gpu(target, spec.dtype, facts.policy)
     return {
         "model_type": facts.model_type,
         "quantization": facts.quantization,
@@ -71,6 +79,14 @@ def library_metadata(
         "rope": {"theta": spec.rope_theta, "dims": spec.rotary_dim, "scaling": spec.rope_scaling_dict},
         "policy": facts.policy.to_dict(),
     }
+
+
+def _check_gpu(target: Target, dtype: str, policy: Policy) -> None:
+    kind = target.kind.name
+    if dtype == "bfloat16" and not gpu_features(target).bfloat16:
+        raise UserError(f"{kind} has no bfloat16: choose --quantization q4f16_1, q0f16, q4f32_1 or q0f32")
+    if policy.kv_dtype != "model":
+        raise UserError(f"kv_dtype={policy.kv_dtype} is for CPUs only: on {kind} the cache has the model's dtype")
 
 
 def _param(name: str, logical_shape: tuple[int, ...], tensor: StoredTensor) -> dict:

@@ -1,9 +1,13 @@
 """Schedules every PrimFunc that is not a hand-written kernel by TVM's rules for GPUs (dlight)."""
 
 import tvm
+import tvm_ffi
 from tvm import IRModule, s_tir, tirx
 from tvm.s_tir import dlight
 from tvm.target import Target
+
+from tir_kernels.gpu.linear import TENSOR_CORES
+from tir_kernels.gpu.linear_mma import linear_mma
 
 # Up to so many rows a product with a matrix is bound by reading the matrix, and done as a matrix-vector product of
 # that many rows at a time.
@@ -52,10 +56,22 @@ class ScheduleGPU:
         if len(rows) != 1 or any(schedule is None for _, schedule in forms):
             return None
         (count,) = rows
-        many = dlight.gpu.Matmul().apply(func, self.target, False)
-        body = many.mod["main"].body
+        body = self._for_many_rows(func).body
         for limit, schedule in reversed(forms):
             few = tirx.op.tvm_thread_invariant(count <= limit)
             body = tirx.IfThenElse(few, schedule.mod["main"].body, body)
-        root = tirx.SBlockRealize([], True, tirx.SBlock([], [], [], "root", body))
-        return func.with_body(root).with_attr("tirx.HoistIfThenElseExprWithBlock", 1)
+        root = s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", body))
+        return func.with_body(root).without_attr(TENSOR_CORES).with_attr("tirx.HoistIfThenElseExprWithBlock", 1)
+
+    def _for_many_rows(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
+        arguments = func.attrs.get(TENSOR_CORES)
+        if arguments is None:
+            return dlight.gpu.Matmul().apply(func, self.target, False).mod["main"]
+        form = linear_mma(**arguments)
+        pairs = list(zip(form.params, func.params, strict=True))
+        pairs += [(form.params[0].shape[0], func.params[0].shape[0])]
+
+        def replaced(var: tirx.Var) -> tirx.Var:
+            return next((new for old, new in pairs if var.same_as(old)), var)
+
+        return form.with_body(tvm_ffi.structural_map(form.body, (tirx.Var, replaced)))

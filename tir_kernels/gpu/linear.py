@@ -1,13 +1,16 @@
 """Linear layers over weights in MLC's layouts: y = x @ W.T (+ bias) (+ residual).
 
-A tensor expression, which passes/schedule_gpu.py gives its schedule: a matrix-vector product, or a blocked one on
-tensor cores where the target and the dtype have them.
+A tensor expression, which passes/schedule_gpu.py gives its schedule; where the target and the dtype have tensor cores,
+with a form of its own for many rows.
 """
 
 from tvm import te, tirx
 
 from .features import GPUFeatures
+from .linear_mma import fits_tensor_cores
 from .matrix import Matrix
+
+TENSOR_CORES = "tensor_cores"  # attribute of a function that linear_mma computes as well
 
 
 def linear(
@@ -32,8 +35,10 @@ def linear(
         one row 4-bit weights are exact, else rounded to dtype.
     bias, residual : whether the function has these parameters.
     out_dtype : of out; dtype if None.
-    m : the number of rows if it is fixed; None makes it a variable.
+    m : the number of rows if it is fixed; None makes it a variable. On tensor cores the function then has the attribute
+        :data:`TENSOR_CORES`, the arguments of :func:`tir_kernels.gpu.linear_mma.linear_mma`.
     """
+    out_dtype = out_dtype or dtype
     rows = tirx.Var("m", "int64") if m is None else m
     x = te.placeholder((rows, k), dtype, "x")
     matrix = Matrix(n, k, format_name, dtype)
@@ -58,9 +63,13 @@ def linear(
             value = value + bias_tensor[j].astype("float32")
         if residual:
             value = value + residual_tensor[i, j].astype("float32")
-        return value.astype(out_dtype or dtype)
+        return value.astype(out_dtype)
 
-    is_sum = (out_dtype or dtype) == "float32" and not bias and not residual
+    is_sum = out_dtype == "float32" and not bias and not residual
     out = sums if is_sum else te.compute((rows, n), finished, name="out")
     extra = [tensor for tensor in (bias_tensor, residual_tensor) if tensor is not None]
-    return te.create_prim_func([x, *matrix.tensors, *extra, out], index_dtype_override="int64")
+    func = te.create_prim_func([x, *matrix.tensors, *extra, out], index_dtype_override="int64")
+    if m is not None or not gpu.tensor_cores or not fits_tensor_cores(k, dtype):
+        return func
+    shape = {"n": n, "k": k, "format_name": format_name, "dtype": dtype, "out_dtype": out_dtype}
+    return func.with_attr(TENSOR_CORES, shape | {"bias": bias, "residual": residual})

@@ -8,6 +8,13 @@ from tir_kernels.stored_weight import PLAIN
 _FLOAT32_STEP_1 = 0x4B000000  # bits of 2**23: the float32 with these bits or a small number q is 2**23 + q
 
 
+def code_value(code: tirx.Expr) -> tirx.Expr:
+    """What a uint32 code stands for, before its scale: code - 7 in float32."""
+    # A conversion of integers is slow on every GPU.
+    shifted = tirx.reinterpret("float32", code | tirx.const(_FLOAT32_STEP_1, "uint32"))
+    return shifted - tirx.const(2**23 + ZERO_CODE, "float32")
+
+
 class Matrix:
     """W [n, k] as tir_kernels/mlc_weights.py stores it for activations of ``dtype``.
 
@@ -32,9 +39,7 @@ class Matrix:
         words, scales = self.tensors
         shift = (column % CODES_PER_WORD * 4).astype("uint32")
         code = (words[row, column // CODES_PER_WORD] >> shift) & tirx.const(15, "uint32")
-        # A conversion of integers is slow on every GPU.
-        shifted = tirx.reinterpret("float32", code | tirx.const(_FLOAT32_STEP_1, "uint32"))
-        return (shifted - float(2**23 + ZERO_CODE)) * scales[row, column // GROUP].astype("float32")
+        return code_value(code) * scales[row, column // GROUP].astype("float32")
 
     def rounded(self) -> te.Tensor:
         """The whole matrix in ``dtype``; the name is what dlight's rules know it by."""
