@@ -33,6 +33,7 @@ def compile_model(
     weights: Annotated[str | None, typer.Option(help="Hugging Face folder, GGUF file or hub id to convert")] = None,
     mcpu: Annotated[str | None, typer.Option(help="CPU to compile for, as LLVM names it")] = None,
     cuda_arch: Annotated[str | None, typer.Option(help="GPUs of --target cuda: 80,89,... (sm_80, sm_89)")] = None,
+    frontend: Annotated[str, typer.Option(help="who defines the model: ours, or mlc (its zoo; GPUs only)")] = "ours",
     overrides: Annotated[str, typer.Option(help="k=v;k=v: context_window_size, prefill_chunk_size, ...")] = "",
     prefill: Annotated[str, typer.Option(help="attention of prompts: entropy, critiprefill or dense")] = "entropy",
     decode: Annotated[str, typer.Option(help="cache: latent, snapkv, adakv, streaming or full")] = "latent",
@@ -47,6 +48,7 @@ def compile_model(
     from relax_models.chat_config import update_policy
     from relax_models.convert_weights import check_weights
     from relax_models.hub import local_model
+    from relax_models.mlc_frontend import load_mlc_model
     from relax_models.model_folder import write_model_folder
     from relax_models.model_source import resolve_model
     from relax_models.overrides import with_overrides
@@ -62,10 +64,16 @@ def compile_model(
     kind = tvm_target.kind.name
     quantization = quantization or default_quantization(kind)
     packing = weight_storage(quantization, kind)
-    source = resolve_model(model)
-    config = with_overrides(source.config, overrides)
+    if frontend == "ours":
+        source = resolve_model(model)
+        config = with_overrides(source.config, overrides)
+        mod, params = export_model(config, model_dtype(quantization))
+        names = stored_names([name for name, _ in params], config.model_type, packing.name)
+    else:
+        _check_frontend(frontend, packing.name, weights)
+        source = config = load_mlc_model(Path(model).expanduser(), model_dtype(quantization), overrides)
+        mod, names = source.mod, source.param_names
     _check_segments(chosen_policy, config.prefill_chunk_size, config.context_window_size)
-    mod, params = export_model(config, model_dtype(quantization))
     facts = LibraryFacts(
         config.model_type,
         quantization,
@@ -75,7 +83,6 @@ def compile_model(
         config.max_batch_size,
         chosen_policy,
     )
-    names = stored_names([name for name, _ in params], config.model_type, packing.name)
     metadata = library_metadata(mod, names, facts, packing, tvm_target)
     if weights is not None:
         weights = local_model(weights)
@@ -99,6 +106,15 @@ def compile_model(
         params = metadata["params"]
         write_model_folder(weights, config, quantization, chosen_policy, params, CONVERTERS, packing.name, folder)
         print(f"weights  {folder}, {time.monotonic() - start:.0f} s in all")
+
+
+def _check_frontend(frontend: str, weight_format: str, weights: str | None) -> None:
+    if frontend != "mlc":
+        raise UserError(f"unknown frontend '{frontend}': choose ours or mlc")
+    if weight_format != "mlc":
+        raise UserError("--frontend mlc needs a GPU target: CPU kernels do not read the weights that mlc-llm converts")
+    if weights is not None:
+        raise UserError("with --frontend mlc, convert the weights with mlc_llm convert_weight instead of --weights")
 
 
 def _check_segments(policy: Policy, prefill_chunk_size: int, context_window_size: int) -> None:

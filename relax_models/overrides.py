@@ -24,7 +24,7 @@ def with_overrides(config: ModelConfig, text: str) -> ModelConfig:
 
     Raises UserError naming the wrong key or value.
     """
-    values = _parse(text)
+    values = parse_overrides(text)
     if "rope_scaling" in values:
         scaling = normalized_rope_scaling(values["rope_scaling"] or {}, config.max_position_embeddings)
         # A scaling may be given for the longer context that stands beside it, so the check comes with both.
@@ -36,7 +36,8 @@ def with_overrides(config: ModelConfig, text: str) -> ModelConfig:
     return replace(config, **values)
 
 
-def _parse(text: str) -> dict[str, Any]:
+def parse_overrides(text: str) -> dict[str, Any]:
+    """The settings of "key=value;key=value"; UserError naming the wrong key or value."""
     values: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
