@@ -10,6 +10,7 @@ from small_module import build_small_module
 
 from passes.packaging import library_packaging
 from passes.target import parse_target
+from runtime.native.build import link_options
 
 _KINDS = {"metal": (b"\xcf\xfa\xed\xfe", b"kernel void", "dylib"), "webgpu": (b"\0asm", b"@compute", "wasm")}
 
@@ -42,7 +43,9 @@ def test_the_script_names_what_is_there(unpacked):
     kind, folder, packaging = unpacked
     script = (folder / "link.sh").read_text()
     assert f"../Small-1.5B-{kind}.{_KINDS[kind][2]}" in script
-    assert set(re.findall(r"[\w/]+\.(?:o|cc)\b", script)) == {"lib0.o", "devc.o", "native/kv_cache.cc"}
+    sources = {"native/kv_cache.cc", "native/register.cc"} if kind == "webgpu" else {"native/kv_cache.cc"}
+    assert set(re.findall(r"[\w/]+\.(?:o|cc)\b", script)) == {"lib0.o", "devc.o", *sources}
+    assert all((folder / source).is_file() for source in sources)
     assert subprocess.run(["sh", "-n", str(folder / "link.sh")]).returncode == 0
     assert f"tar xf {folder.name}.tar" in packaging.next_step and f"sh {folder.name}/link.sh" in packaging.next_step
 
@@ -53,3 +56,22 @@ def test_the_kv_cache_compiles_from_what_is_packed(unpacked):
     command = ["g++", "-std=c++17", "-fsyntax-only", "-isystem", "include", "native/kv_cache.cc"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_browsers_vm_finds_the_kv_cache(unpacked, tmp_path):
+    """The functions that a shared library exports are registered by name: here in a process of this machine."""
+    kind, folder, _ = unpacked
+    if kind != "webgpu":
+        pytest.skip("a Mac's VM asks the library")
+    library = tmp_path / "native.so"
+    sources = [str(folder / "native" / name) for name in ("kv_cache.cc", "register.cc")]
+    flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-isystem", str(folder / "include")]
+    subprocess.run(["g++", *flags, *sources, "-o", str(library), *link_options()], check=True)
+    program = (
+        "import ctypes, sys, tvm_ffi; ctypes.CDLL(sys.argv[1]); library = tvm_ffi.system_lib();"
+        "print(*(name for name in sys.argv[2:] if library.implements_function(name)))"
+    )
+    names = ["kv_cache_create", "kv_cache_step", "kv_cache_write_pages", "kv_cache_no_such"]
+    command = [sys.executable, "-c", program, str(library), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == names[:3]
