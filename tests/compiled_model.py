@@ -9,6 +9,7 @@ import numpy as np
 
 import passes.packaging.shared_library
 from passes.build_library import LibraryFacts, build_library, library_metadata
+from passes.packaging import Packaging
 from passes.target import parse_target
 from relax_models.config import ModelConfig
 from relax_models.convert_weights import convert_weights
@@ -88,6 +89,7 @@ def build(
     target: str = "llvm",
     debug_dump: Path | None = None,
     policy: Policy = DENSE,
+    packaging: Packaging | None = None,
 ) -> dict:
     """Compile ``config`` to the library ``path``; returns its metadata."""
     tvm_target = parse_target(target)
@@ -104,7 +106,7 @@ def build(
     )
     names = stored_names([name for name, _ in params], config.model_type, packing.name)
     metadata = library_metadata(mod, names, facts, packing, tvm_target)
-    build_library(mod, metadata, packing, tvm_target, path, debug_dump)
+    build_library(mod, metadata, packing, tvm_target, path, debug_dump, packaging)
     return metadata
 
 
@@ -115,10 +117,11 @@ def compile_model(
     folder: Path,
     target: str = "llvm",
     policy: Policy = DENSE,
+    packaging: Packaging | None = None,
 ) -> CompiledModel:
     """Compile ``config``, convert ``weights`` (float32 by Hugging Face names) and load both from ``folder``."""
     path = folder / "model.so"
-    metadata = build(config, quantization, path, target, policy=policy)
+    metadata = build(config, quantization, path, target, policy=policy, packaging=packaging)
     shards = folder / "weights"
     convert_weights(
         ArrayWeights(weights), metadata["params"], config, CONVERTERS, metadata["weight_format"], shards, progress=False
