@@ -6,6 +6,7 @@ from tvm.tirx import PrimFunc
 from .attention_task import AttentionShape
 from .decode_split import decode_split
 from .features import GPUFeatures
+from .register import all_registers
 
 _MERGE_THREADS = 64
 
@@ -83,13 +84,14 @@ def attention_decode(
             part_outputs = T.sblock_alloc_buffer((batch_size, H, S, d), "float32")
             part_maxima = T.sblock_alloc_buffer((batch_size, H, S), "float32")
             part_sums = T.sblock_alloc_buffer((batch_size, H, S), "float32")
-            for split in T.thread_binding(S, thread="blockIdx.x"):
+            for task in T.thread_binding(batch_size * S, thread="blockIdx.x"):
                 for heads in T.thread_binding(G * split_of.chunks, thread="blockIdx.y"):
-                    for row in T.thread_binding(batch_size, thread="blockIdx.z"):
-                        for thread in T.thread_binding(split_of.threads, thread="threadIdx.x"):
-                            with T.sblock("part"):
-                                T.reads()
-                                T.writes()
+                    for thread in T.thread_binding(split_of.threads, thread="threadIdx.x"):
+                        with T.sblock("part"):
+                            T.reads()
+                            T.writes()
+                            row: T.let = task // S
+                            with all_registers():
                                 split_of.attend(
                                     q,
                                     k_pages,
@@ -99,7 +101,7 @@ def attention_decode(
                                     kv_lengths[heads // split_of.chunks, row],
                                     row,
                                     heads,
-                                    split,
+                                    T.cast(task % S, "int32"),
                                     thread,
                                     part_outputs,
                                     part_maxima,

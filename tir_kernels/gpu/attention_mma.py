@@ -10,6 +10,7 @@ Likewise column n of ``width`` products over values is dimension width * n + j.
 from tvm.script import tirx as T
 
 from .attention_task import NEVER, AttentionShape, Steps, Task
+from .register import register
 from .staged_pages import StagedPages
 
 _WARPS = 4
@@ -31,7 +32,7 @@ class MMAAttention:
     def __init__(self, shape: AttentionShape):
         self.shape = shape
         d = shape.head_dim
-        self.width = 64 if d <= 64 else 32 if d <= 128 else 16  # two stages stay within 48 KiB
+        self.width = 32 if d <= 128 else 16
         self.row_tiles = 2 if d <= 64 and shape.group > 1 else 1
         self.warp_rows = _ROWS * self.row_tiles
         self.rows = self.warp_rows * _WARPS
@@ -69,6 +70,11 @@ class MMAAttention:
     def _row(self, m: int, half: int):
         return self.warp_row0 + (m * _ROWS + half * 8) + self.column
 
+    def _place(self, task: Task, row) -> tuple:
+        """(token, head) of q and out, variables."""
+        token, head = self.shape.token_and_head(row)
+        return register(task.token0 + token), register(task.head * self.shape.group + head)
+
     def _query_place(self, m: int, k: int) -> int:
         return (m * (self.shape.head_dim // _DEPTH) + k) * 4
 
@@ -79,14 +85,13 @@ class MMAAttention:
         return (m * self.shape.head_dim + base) // 2 + (half * 2 + e) * width + j
 
     def _start(self, task: Task, num_rows) -> None:
-        group = self.shape.group
         for m in range(self.row_tiles):
             for half in range(2):
-                row = T.min(self._row(m, half), num_rows - 1)
+                token, head = self._place(task, T.min(self._row(m, half), num_rows - 1))
                 for k in range(self.shape.head_dim // _DEPTH):
                     for later in range(2):
                         first = k * _DEPTH + later * 8 + self.pair * 2
-                        pair = task.q[task.token0 + row // group, task.head * group + row % group, T.ramp(first, 1, 2)]
+                        pair = task.q[token, head, T.ramp(first, 1, 2)]
                         place = self._query_place(m, k) + later * 2 + half
                         T.buffer_store(self.queries, T.reinterpret("uint32", pair), [place])
                 T.buffer_store(self.maxima, T.float32(NEVER), [2 * m + half])
@@ -187,7 +192,6 @@ class MMAAttention:
                         self._multiply_add(self.outputs, places, self.weights, 4 * m, j)
 
     def _finish(self, task: Task, num_rows) -> None:
-        group, dtype = self.shape.group, self.shape.dtype
         for m in range(self.row_tiles):
             for half in range(2):
                 r = 2 * m + half
@@ -195,15 +199,13 @@ class MMAAttention:
                 T.buffer_store(self.sums, T.float32(1) / self.sums[r], [r])
                 row = self._row(m, half)
                 with T.If(row < num_rows), T.Then():
+                    token, head = self._place(task, row)
                     for base, width in self.dim_groups:
                         for e in range(2):
                             place = self._output_place(m, base, width, half, e, 0)
                             values = self.outputs[T.ramp(place, 1, width)] * T.broadcast(self.sums[r], width)
                             dims = T.ramp(base + (self.pair * 2 + e) * width, 1, width)
-                            head = task.head * group + row % group
-                            T.buffer_store(
-                                task.out, T.cast(values, f"{dtype}x{width}"), [task.token0 + row // group, head, dims]
-                            )
+                            T.buffer_store(task.out, T.cast(values, f"{self.shape.dtype}x{width}"), [token, head, dims])
 
 
 def _exp2(values, place: int) -> None:

@@ -76,8 +76,8 @@ class SIMTAttention:
         d, group = self.shape.head_dim, self.shape.group
         with self._share(self.rows * d) as i:
             place = i * self.threads + self.thread
-            row = T.min(self.row0 + place // d, num_rows - 1)
-            query = task.q[task.token0 + row // group, task.head * group + row % group, place % d]
+            token, head = self.shape.token_and_head(T.min(self.row0 + place // d, num_rows - 1))
+            query = task.q[task.token0 + token, task.head * group + head, place % d]
             scaled = T.cast(query, "float32") * T.float32(self.shape.scale)
             T.buffer_store(self.queries, scaled, [place // d * (d + 1) + place % d])
         for r in range(self.row_count):
@@ -160,12 +160,12 @@ class SIMTAttention:
                     T.buffer_store(self.outputs, self.outputs[place] + weight * value, [place])
 
     def _finish(self, task: Task, num_rows) -> None:
-        group = self.shape.group
         for r in range(self.row_count):
             row = self.row0 + self.first_row + r
+            token, head = self.shape.token_and_head(row)
             with T.If(row < num_rows), T.Then():
                 for i in range(self.dim_count):
                     value = T.cast(self.outputs[r * self.dim_count + i] / self.sums[r], self.shape.dtype)
-                    head = task.head * group + row % group
                     dim = self.column + i * _COLUMN_THREADS
-                    T.buffer_store(task.out, value, [task.token0 + row // group, head, dim])
+                    place = [task.token0 + token, task.head * self.shape.group + head, dim]
+                    T.buffer_store(task.out, value, place)

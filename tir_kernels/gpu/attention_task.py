@@ -37,6 +37,10 @@ class AttentionShape:
         """Query heads that share a key/value head."""
         return self.num_attention_heads // self.num_key_value_heads
 
+    def token_and_head(self, row) -> tuple:
+        """Token of the tile and head of the group of a row, which is not negative: division is cheap then."""
+        return T.truncdiv(row, self.group), T.truncmod(row, self.group)
+
     @property
     def scale(self) -> float:
         """From a product of query and key to a score in base 2 units."""
@@ -101,7 +105,7 @@ class Steps:
     def __init__(self, shape: AttentionShape, task: Task, width: int, end_row):
         """``end_row``: the first row of the tile behind the block's."""
         self.shape, self.task, self.width = shape, task, width
-        self.num_own = register(task.visible0 + (end_row - 1) // shape.group - task.own)
+        self.num_own = register(task.visible0 + shape.token_and_head(end_row - 1)[0] - task.own)
         chosen = task.chosen
         self.num_listed = 0 if chosen is None else register(chosen.count * chosen.block_size)
         self.num_chosen = 0 if chosen is None else register(T.ceildiv(self.num_listed, width))
@@ -119,11 +123,15 @@ class Steps:
 
     def visible(self, step, row):
         """Entries of the step that ``row`` of the tile sees; it may be more than the width, or negative."""
-        return self._seen(step, self.task.visible0 + row // self.shape.group - self.task.own)
+        return self._seen(step, self.task.visible0 + self.shape.token_and_head(row)[0] - self.task.own)
 
-    def place(self, step, i) -> tuple:
-        """(page, offset in it), variables, of entry ``i`` of the step; of another one if the step has fewer."""
+    def place(self, step, i, run: int = 1) -> tuple:
+        """(page, offset in it), variables, of entry ``i`` of the step; of another one if the step has fewer.
+
+        ``i`` is a multiple of ``run``, and so is the offset.
+        """
         task = self.task
-        own = task.own + T.min((step - self.num_chosen) * self.width + i, self.num_own - 1)
+        last = (self.num_own - 1) // run * run
+        own = task.own + T.min((step - self.num_chosen) * self.width + i, last)
         listed = 0 if task.chosen is None else task.chosen.entry(step * self.width + i)
         return self.shape.page_place(task.page_indices, task.indices0, register(self._choose(step, listed, own)))

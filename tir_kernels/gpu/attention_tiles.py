@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 from .attention_mma import MMAAttention
 from .attention_simt import SIMTAttention
 from .attention_task import QUERY_TILE, AttentionShape, ChosenBlocks, Task
-from .register import register
+from .register import all_registers, register
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ def attend_tiles(shape: AttentionShape, tables: Tables, gate: Gate | None = None
     per_tile = -(-QUERY_TILE * shape.group // blocks.rows)
     num_tiles = tables.tiles.shape[0]
     with (
-        T.thread_binding(per_tile, thread="blockIdx.x") as block,
+        T.thread_binding(num_tiles * per_tile, thread="blockIdx.x") as block,  # WebGPU has no blockIdx.z
         T.thread_binding(shape.num_key_value_heads, thread="blockIdx.y") as head,
-        T.thread_binding(num_tiles, thread="blockIdx.z") as tile,
         T.thread_binding(blocks.threads, thread="threadIdx.x") as thread,
         T.sblock("rows"),
     ):
         T.reads()
         T.writes()
-        task = _task(tables, gate, tile, head)
-        row0, num_rows = block * blocks.rows, register(task.num_tokens * shape.group)
+        task = _task(tables, gate, block // per_tile, head)
+        row0 = T.cast(block % per_tile, "int32") * blocks.rows
+        num_rows = register(task.num_tokens * shape.group)
         # TVM adds no barriers to ours: its analysis takes the address of an asynchronous copy for a read.
-        with T.attr(0, "hand_threaded", 1), T.If(row0 < num_rows), T.Then():
+        with all_registers(), T.attr(0, "hand_threaded", 1), T.If(row0 < num_rows), T.Then():
             blocks.attend(task, row0, num_rows, thread)
 
 

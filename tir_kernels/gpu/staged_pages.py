@@ -44,7 +44,7 @@ class StagedPages:
         k_pages, v_pages = steps.task.k_pages, steps.task.v_pages
         row_chunks = self.width // _CHUNK
         column = thread % row_chunks * _CHUNK
-        key_page, key_offset = steps.place(step, column)
+        key_page, key_offset = steps.place(step, column, _CHUNK)
 
         def copy_key(row) -> None:
             source = T.address_of(k_pages[key_page, row, key_offset, 0])

@@ -225,6 +225,10 @@ void meet_warp(unsigned mask, void* slot, Combine combine, bool orders_memory) {
 }
 
 void copy_later(void* to, const void* from, size_t num_bytes, size_t num_zeros) {
+  size_t size = num_bytes + num_zeros;
+  if (reinterpret_cast<size_t>(from) % size || reinterpret_cast<size_t>(to) % size) {
+    fail("cp.async needs addresses that are multiples of its size");
+  }
   self().copies.back().push_back({to, from, num_bytes, num_zeros});
 }
 
