@@ -24,7 +24,7 @@ def compact(
     pages = model_pages(head_dim, page_size, dtype, kv_dtype)
     P = pages.pair
     threads = num_threads(gpu, 256)
-    elements = page_size * _DIMS
+    elements = page_size * _DIMS  # a multiple of the threads
 
     def key_place(i):
         """(entry, dimension) of element i of a page: neighbours in k_pages."""
@@ -42,7 +42,7 @@ def compact(
 
     @T.inline
     def load(pool, place, index, source_pages, kept, head, entry0, count, dim0, thread, staged):
-        for j in T.serial(T.ceildiv(elements - thread, threads)):
+        for j in T.serial(elements // threads):
             at = T.meta_var(place(thread + j * threads))
             if at[0] < count:
                 source: T.let = kept[head, entry0 + at[0]]
@@ -51,7 +51,7 @@ def compact(
 
     @T.inline
     def store(pool, place, index, page, count, dim0, thread, staged):
-        for j in T.serial(T.ceildiv(elements - thread, threads)):
+        for j in T.serial(elements // threads):
             at = T.meta_var(place(thread + j * threads))
             if at[0] < count:
                 pool[index(page, at[0], dim0 + at[1])] = staged[thread + j * threads]

@@ -90,19 +90,19 @@ def observe(
                 with T.launch_thread("blockIdx.x", num_segments * H) as b, T.launch_thread("threadIdx.x", threads) as t:
                     products.gather(q, query_indptr, segments, b // H, b % H, t, operands)
                 with (
-                    T.launch_thread("blockIdx.x", num_segments * G * T.ceildiv(max_blocks, threads)) as b,
+                    T.launch_thread("blockIdx.x", T.ceildiv(max_blocks, threads)) as part,
+                    T.launch_thread("blockIdx.y", num_segments * G) as b,
                     T.launch_thread("threadIdx.x", threads) as t,
                 ):
-                    segment: T.let = T.truncmod(b // G, num_segments)
-                    first: T.let = T.truncdiv(b // G, num_segments) * threads
-                    if first < segments[segment, SEGMENT] * blocks_per_segment:
+                    first: T.let = part * threads
+                    if first < segments[b // G, SEGMENT] * blocks_per_segment:
                         products.multiply(
                             operands,
                             representatives,
                             page_indptr,
                             page_indices,
                             segments,
-                            segment,
+                            b // G,
                             b % G,
                             first,
                             t,

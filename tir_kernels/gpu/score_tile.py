@@ -11,7 +11,7 @@ ROW_LANES, COLUMN_LANES = 16, 16  # threads along the rows and along the keys of
 THREADS = ROW_LANES * COLUMN_LANES
 _ROWS = 4  # of a thread
 _DEPTH = 16  # dimensions in shared memory at a time; a divisor of every head_dim
-_PADDING = 4  # floats: rows of dimensions begin in different banks, and four floats are one read
+_PADDING = 4  # floats: dimensions begin in different banks, and four floats are one read
 
 
 def score_tile(
@@ -28,12 +28,13 @@ def score_tile(
     """
     keys = page_size // COLUMN_LANES
     tile_rows = ROW_LANES * _ROWS
+    query_stride, key_stride = tile_rows + _PADDING, page_size + _PADDING  # of a dimension, in shared memory
     if page_size % COLUMN_LANES or head_dim % _DEPTH:
         raise ValueError(f"page_size {page_size} and head_dim {head_dim} must be multiples of {_DEPTH}")
 
     def scratch() -> SimpleNamespace:
-        queries = T.alloc_buffer((_DEPTH, tile_rows + _PADDING), "float32", scope="shared")
-        keys_of_page = T.alloc_buffer((_DEPTH, page_size + _PADDING), "float32", scope="shared")
+        queries = T.alloc_buffer((_DEPTH * query_stride,), "float32", scope="shared")
+        keys_of_page = T.alloc_buffer((_DEPTH * key_stride,), "float32", scope="shared")
         return SimpleNamespace(queries=queries, keys=keys_of_page)
 
     @T.inline
@@ -42,7 +43,7 @@ def score_tile(
             at: T.let = i * THREADS + thread
             row: T.let = row0 + at // _DEPTH
             source: T.let = ring + (oldest + row // group) % window
-            shared.queries[at % _DEPTH, at // _DEPTH] = T.if_then_else(
+            shared.queries[at % _DEPTH * query_stride + at // _DEPTH] = T.if_then_else(
                 row < num_rows, T.cast(observed[source, head * group + row % group, c0 + at % _DEPTH], "float32"), 0.0
             )
 
@@ -52,7 +53,9 @@ def score_tile(
             at: T.let = i * THREADS + thread
             c: T.let = at // (page_size * pair) * pair + at % pair
             key: T.let = at // pair % page_size
-            shared.keys[c, key] = T.cast(k_pages[address(gpu, page), (c0 + c) // pair, key, at % pair], "float32")
+            shared.keys[c * key_stride + key] = T.cast(
+                k_pages[address(gpu, page), (c0 + c) // pair, key, at % pair], "float32"
+            )
 
     @T.inline
     def scores(shared, observed, ring, oldest, head, row0, k_pages, page, thread, s):
@@ -66,9 +69,9 @@ def score_tile(
             T.tvm_storage_sync("shared")
             for c in T.serial(_DEPTH):
                 for r in T.unroll(_ROWS):
-                    query[r] = shared.queries[c, thread // COLUMN_LANES * _ROWS + r]
+                    query[r] = shared.queries[c * query_stride + thread // COLUMN_LANES * _ROWS + r]
                 for k in T.unroll(keys):
-                    key: T.let = shared.keys[c, k * COLUMN_LANES + thread % COLUMN_LANES]
+                    key: T.let = shared.keys[c * key_stride + k * COLUMN_LANES + thread % COLUMN_LANES]
                     for r in T.unroll(_ROWS):
                         s[r * keys + k] = s[r * keys + k] + query[r] * key
         for j in T.unroll(_ROWS * keys):

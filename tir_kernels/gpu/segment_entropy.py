@@ -51,6 +51,8 @@ def segment_entropy(threads: int, group: int, paper: bool, previous_weight: floa
             for i in T.unroll(pairings):
                 found[i] = found[i] + power(logits[segment, row0 + i, thread + k * threads], found[pairings + i])
         block.combine(shared, thread, found, lambda a, b: a + b)
+        # TVM may have given tops the memory of what other threads read still.
+        T.tvm_storage_sync("shared")
         if thread == 0:
             for i in T.unroll(pairings):
                 tops[at + i] = found[pairings + i]

@@ -78,8 +78,8 @@ def segment_scores(
                 operands[segment, head, c] = (found[0] + found[1]) * T.float32(0.5)
 
     @T.inline
-    def multiply_rows(shared, representatives, page, block, sums):
-        """sums[2 r + side] = row r of ``shared`` times the maxima (side 0) and minima (1) of a block."""
+    def multiply_rows(queries, representatives, page, block, sums):
+        """sums[2 r + side] = row r of ``queries`` times the maxima (side 0) and minima (1) of a block."""
         for r in T.unroll(2 * R):
             sums[r] = T.float32(0)
         for c in T.serial(d // pair):
@@ -87,27 +87,27 @@ def segment_scores(
                 for e in T.unroll(pair):
                     key: T.let = T.cast(representatives[page, c, side * blocks_per_page + block, e], "float32")
                     for r in T.unroll(R):
-                        sums[2 * r + side] = sums[2 * r + side] + shared[c * pair + e, r] * key
+                        sums[2 * r + side] = sums[2 * r + side] + queries[(c * pair + e) * stride + r] * key
 
     @T.inline
     def multiply(operands, representatives, page_indptr, page_indices, segments, segment, head, first, thread, logits):
-        shared = T.alloc_buffer((d, stride), "float32", scope="shared")
+        queries = T.alloc_buffer((d * stride,), "float32", scope="shared")
         sums = T.alloc_buffer((2 * R,), "float32", scope="local")
         mean = T.alloc_buffer((1,), "float32", scope="local")
         num_blocks: T.let = segments[segment, SEGMENT] * (segment_size // block_size)
         block: T.let = first + thread
+        place: T.let = page_indptr[head, segments[segment, SEQUENCE]] + block // blocks_per_page
+        page: T.let = address(gpu, T.if_then_else(block < num_blocks, page_indices[place], 0))
         mean[0] = T.float32(0)
         for i in T.serial(rows // R):
             row0: T.let = head * rows + i * R
             T.tvm_storage_sync("shared")
             for j in T.serial(T.ceildiv(R * d - thread, threads)):
                 at: T.let = thread + j * threads
-                shared[at % d, at // d] = operands[segment, row0 + at // d, at % d]
+                queries[at % d * stride + at // d] = operands[segment, row0 + at // d, at % d]
             T.tvm_storage_sync("shared")
             if block < num_blocks:
-                indices0: T.let = page_indptr[head, segments[segment, SEQUENCE]]
-                page: T.let = address(gpu, page_indices[indices0 + block // blocks_per_page])
-                multiply_rows(shared, representatives, page, block % blocks_per_page, sums)
+                multiply_rows(queries, representatives, page, block % blocks_per_page, sums)
                 for r in T.unroll(R):
                     if paper:
                         logits[segment, (row0 + r) * 2, block] = sums[2 * r]

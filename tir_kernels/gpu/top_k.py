@@ -60,7 +60,8 @@ def top_k(threads: int) -> SimpleNamespace:
     def kth_largest(shared, thread, tally_all, k, found):
         candidates = T.alloc_buffer((_CANDIDATES,), "int32", scope="local")
         counts = T.alloc_buffer((_CANDIDATES,), "int32", scope="local")
-        found[0] = _LOWEST_KEY
+        found[0] = _LOWEST_KEY // 2
+        found[0] = found[0] * 2  # WebGPU has no literal for the lowest int32
         found[1] = 0
         for digit in T.serial(32 // _BITS):
             step: T.let = T.shift_left(1, 32 - _BITS - _BITS * digit)

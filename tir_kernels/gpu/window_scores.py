@@ -66,26 +66,26 @@ def window_scores(
             maxima[r] = peak[0]
 
     @T.inline
-    def combine_lanes(maxima, sums, shared, row_lane, column_lane):
+    def combine_lanes(maxima, sums, exchange, row_lane, column_lane):
         """The statistics of the column lanes of a row, in all of them, at the end of a part."""
         peak = T.alloc_buffer((1,), "float32", scope="local")
         for r in T.unroll(R):
-            shared[row_lane * R + r, column_lane] = maxima[r]
+            exchange[row_lane * R + r, column_lane] = maxima[r]
         T.tvm_storage_sync("shared")
         for r in T.unroll(R):
-            peak[0] = shared[row_lane * R + r, 0]
+            peak[0] = exchange[row_lane * R + r, 0]
             for lane in T.serial(COLUMN_LANES - 1):
-                peak[0] = T.max(peak[0], shared[row_lane * R + r, lane + 1])
+                peak[0] = T.max(peak[0], exchange[row_lane * R + r, lane + 1])
             sums[r] = sums[r] * T.exp2(maxima[r] - peak[0])
             maxima[r] = peak[0]
         T.tvm_storage_sync("shared")
         for r in T.unroll(R):
-            shared[row_lane * R + r, column_lane] = sums[r]
+            exchange[row_lane * R + r, column_lane] = sums[r]
         T.tvm_storage_sync("shared")
         for r in T.unroll(R):
             sums[r] = T.float32(0)
             for lane in T.serial(COLUMN_LANES):
-                sums[r] = sums[r] + shared[row_lane * R + r, lane]
+                sums[r] = sums[r] + exchange[row_lane * R + r, lane]
 
     @T.inline
     def add_to_means(s, kv_lengths, head, row0, entry0, row_maxima, row_weights, means):
@@ -163,7 +163,7 @@ def window_scores(
                 s = T.alloc_buffer((R * K,), "float32", scope="local")
                 maxima = T.alloc_buffer((R,), "float32", scope="local")
                 sums = T.alloc_buffer((R,), "float32", scope="local")
-                shared = T.alloc_buffer((ROW_LANES * R, COLUMN_LANES), "float32", scope="shared")
+                exchange = T.alloc_buffer((ROW_LANES * R, COLUMN_LANES), "float32", scope="shared")
                 part: T.let = task // (G * row_tiles)
                 head: T.let = task // row_tiles % G
                 row0: T.let = task % row_tiles * (ROW_LANES * R)
@@ -180,7 +180,7 @@ def window_scores(
                     add_to_statistics(
                         s, kv_lengths, head, row0 + row_lane * R, number * page_size + column_lane, maxima, sums
                     )
-                combine_lanes(maxima, sums, shared, row_lane, column_lane)
+                combine_lanes(maxima, sums, exchange, row_lane, column_lane)
                 if column_lane == 0:
                     for r in T.unroll(R):
                         if row0 + row_lane * R + r < rows:
