@@ -3,6 +3,7 @@
 import glob
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ _INSTALL = "`pip install 'entropy-mlc[cuda]'` (in a clone: `pip install -e '.[cu
 # No --use_fast_math: masks and running maxima are infinities, and divisions are to be as exact as the CPU's.
 _FLAGS = [
     "-O3",
+    "--ptxas-options=-v",  # tells of spilled registers
     "-std=c++17",
     "--expt-relaxed-constexpr",
     # TVM's kernels use the operators of half types, which the headers hide when these macros are set.
@@ -47,7 +49,13 @@ class CudaToolkit:
         UserError : no C++ compiler on this machine (nvcc preprocesses with it).
         RuntimeError : the source does not compile; the message is the compiler's.
         """
-        archs = sorted(archs)
+        fatbin, said = self._compile(source, sorted(archs))
+        spilling = spilling_kernels(said)
+        if spilling:
+            fatbin, _ = self._compile(with_registers(source, spilling), sorted(archs))
+        return fatbin
+
+    def _compile(self, source: str, archs: list[int]) -> tuple[bytes, str]:
         codes = [("sm", arch) for arch in archs] + [("compute", archs[-1])]
         targets = [f"-gencode=arch=compute_{arch},code={kind}_{arch}" for kind, arch in codes]
         host_compiler = shutil.which(compiler_command(None, None)[0])
@@ -58,7 +66,27 @@ class CudaToolkit:
             done = _run([*command, f"-ccbin={host_compiler}", "-o", str(output), str(code)])
             if done.returncode != 0:
                 raise RuntimeError(f"{self.nvcc} failed:\n{done.stdout}{done.stderr}")
-            return output.read_bytes()
+            return output.read_bytes(), done.stderr
+
+
+def spilling_kernels(said: str) -> set[str]:
+    """The kernels that ptxas, by what it ``said``, keeps registers of in memory, on any architecture."""
+    found, kernel = set(), ""
+    for line in said.splitlines():
+        if match := re.search(r"Function properties for (\w+)", line):
+            kernel = match[1]
+        elif re.search(r"[1-9]\d* bytes spill", line):
+            found.add(kernel)
+    return found
+
+
+def with_registers(source: str, kernels: Iterable[str]) -> str:
+    """``source`` in which a multiprocessor may be filled by one block of each of ``kernels``.
+
+    ptxas spills a few registers of some small kernels so that more of their blocks fit; thus told, it does not.
+    """
+    names = "|".join(map(re.escape, sorted(kernels)))
+    return re.sub(rf"__launch_bounds__\((\d+)\) (?=(?:{names})\()", r"__launch_bounds__(\1, 1) ", source)
 
 
 def find_cuda_toolkit(archs: Iterable[int]) -> CudaToolkit:

@@ -3,7 +3,7 @@ import stat
 import pytest
 
 from passes.packaging import cuda_toolkit
-from passes.packaging.cuda_toolkit import find_cuda_tool, find_cuda_toolkit
+from passes.packaging.cuda_toolkit import find_cuda_tool, find_cuda_toolkit, spilling_kernels, with_registers
 from runtime.errors import UserError
 
 
@@ -55,3 +55,24 @@ def test_what_is_missing_is_named_with_its_remedy(nowhere, monkeypatch):
     with pytest.raises(UserError, match="90,120.*--cuda-arch.*pip install") as caught:
         find_cuda_toolkit((80, 90, 120))
     assert str(nvcc) in str(caught.value)
+
+
+def test_kernels_that_ptxas_says_it_spills():
+    said = """ptxas info    : Compiling entry function 'first_kernel' for 'sm_80'
+ptxas info    : Function properties for first_kernel
+    16 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers, 16 bytes cumulative stack size
+ptxas info    : Function properties for second_kernel
+    200 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Function properties for third_kernel
+    0 bytes stack frame, 0 bytes spill stores, 4 bytes spill loads
+"""
+    assert spilling_kernels(said) == {"first_kernel", "third_kernel"}
+
+
+def test_only_the_named_kernels_get_more_registers():
+    declared = 'extern "C" __global__ void __launch_bounds__(256) {}(int* __restrict__ a);\n'
+    source = "".join(declared.format(name) for name in ("one_kernel", "one_kernel_1", "two_kernel"))
+    changed = with_registers(source, {"one_kernel", "two_kernel"}).splitlines()
+    assert ["(256, 1)" in line for line in changed] == [True, False, True]
+    assert "\n".join(changed).replace("(256, 1)", "(256)") == source.rstrip()
