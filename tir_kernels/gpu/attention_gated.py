@@ -4,7 +4,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .attention_task import AttentionShape
-from .attention_tiles import Gate, Tables, attend_tiles
+from .attention_tiles import Gate, Tables, attend_tiles, row_blocks
 from .features import GPUFeatures
 
 
@@ -31,6 +31,7 @@ def attention_gated(
     shape = AttentionShape(
         num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, gpu, sm_scale, kv_dtype
     )
+    blocks = row_blocks(shape)
     H, G, d, pages = num_attention_heads, num_key_value_heads, head_dim, shape.pages
 
     @T.prim_func(s_tir=True)
@@ -72,7 +73,7 @@ def attention_gated(
             T.reads()
             T.writes()
             attend_tiles(
-                shape,
+                blocks,
                 Tables(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out),
                 Gate(segments, block_counts, block_lists, segment_size, block_size),
             )

@@ -4,7 +4,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .attention_task import AttentionShape
-from .attention_tiles import Tables, attend_tiles
+from .attention_tiles import Tables, attend_tiles, row_blocks
 from .features import GPUFeatures
 
 
@@ -26,6 +26,7 @@ def attention_prefill(
     shape = AttentionShape(
         num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, gpu, sm_scale, kv_dtype
     )
+    blocks = row_blocks(shape)
     H, G, d, pages = num_attention_heads, num_key_value_heads, head_dim, shape.pages
 
     @T.prim_func(s_tir=True)
@@ -59,7 +60,7 @@ def attention_prefill(
             T.reads()
             T.writes()
             attend_tiles(
-                shape, Tables(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out)
+                blocks, Tables(q, k_pages, v_pages, query_indptr, tiles, page_indptr, page_indices, kv_lengths, out)
             )
 
     return attention_prefill

@@ -36,10 +36,15 @@ class Gate:
     block_size: int
 
 
-def attend_tiles(shape: AttentionShape, tables: Tables, gate: Gate | None = None) -> None:
-    """Statements: every row of every tile and key/value head, by tensor cores if there are any for the dtype."""
+def row_blocks(shape: AttentionShape) -> MMAAttention | SIMTAttention:
+    """How the rows of a tile are worked on: by tensor cores, if there are any for the dtype."""
     on_tensor_cores = shape.gpu.tensor_cores and shape.pages.pair == 2
-    blocks = (MMAAttention if on_tensor_cores else SIMTAttention)(shape)
+    return (MMAAttention if on_tensor_cores else SIMTAttention)(shape)
+
+
+def attend_tiles(blocks: MMAAttention | SIMTAttention, tables: Tables, gate: Gate | None = None) -> None:
+    """Statements: every row of every tile and key/value head."""
+    shape = blocks.shape
     per_tile = -(-QUERY_TILE * shape.group // blocks.rows)
     num_tiles = tables.tiles.shape[0]
     with (

@@ -3,27 +3,28 @@
 import numpy as np
 import pytest
 from gpu import emulated_cuda
+from gpu_kinds import GPUS
 from paged_cache import NUMPY_DTYPE, query_tiles, random_cache, reference_attention
 
 from tir_kernels.gpu.attention_decode import attention_decode
-from tir_kernels.gpu.features import gpu_features
 
 _PAGE_EDGES = [1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 200]
 _SHAPES = [
-    pytest.param(14, 2, 64, 64, "float16", 3, id="g7-d64-f16"),
-    pytest.param(3, 3, 80, 16, "bfloat16", 1, id="g1-d80-page16-bf16"),
-    pytest.param(9, 1, 128, 64, "float16", 2, id="g9-d128-f16"),
-    pytest.param(6, 2, 96, 64, "float32", 4, id="g3-d96-f32"),
-    pytest.param(10, 1, 256, 16, "float32", 2, id="g10-d256-page16-f32"),
+    pytest.param(14, 2, 64, 64, "float16", 3, "tensor cores", id="g7-d64-f16"),
+    pytest.param(3, 3, 80, 16, "bfloat16", 1, "tensor cores", id="g1-d80-page16-bf16"),
+    pytest.param(9, 1, 128, 64, "float16", 2, "tensor cores", id="g9-d128-f16"),
+    pytest.param(6, 2, 96, 64, "float32", 4, "tensor cores", id="g3-d96-f32"),
+    pytest.param(10, 1, 256, 16, "float32", 2, "tensor cores", id="g10-d256-page16-f32"),
+    pytest.param(14, 2, 64, 64, "float16", 2, "small", id="g7-d64-f16-on-a-small-gpu"),
+    pytest.param(3, 1, 256, 16, "float16", 1, "small", id="g3-d256-page16-f16-on-a-small-gpu"),
 ]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size", "dtype", "num_splits"), _SHAPES)
-def test_attention_decode(heads, kv_heads, head_dim, page_size, dtype, num_splits):
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size", "dtype", "num_splits", "kind"), _SHAPES)
+def test_attention_decode(heads, kv_heads, head_dim, page_size, dtype, num_splits, kind):
     rng = np.random.default_rng(0)
     sm_scale = head_dim**-0.5
-    gpu = gpu_features(emulated_cuda.target())
-    function = attention_decode(heads, kv_heads, head_dim, page_size, dtype, gpu, sm_scale, num_splits)
+    function = attention_decode(heads, kv_heads, head_dim, page_size, dtype, GPUS[kind], sm_scale, num_splits)
     kernel = emulated_cuda.compile(function)
     for lengths, order in ((_PAGE_EDGES, "backward"), ([1500], 7), ([1], "forward")):
         kv_lengths = [[length + 5 * h * (length > 2) for length in lengths] for h in range(kv_heads)]

@@ -1,27 +1,24 @@
-"""attention_gated on a GPU against float64 attention of the chosen entries, and against attention_prefill to the bit."""
+"""attention_gated on a GPU against float64 attention of chosen entries, and against attention_prefill to the bit."""
 
 import numpy as np
 import pytest
 from gated_steps import DENSE, GATED, PAGE, SEGMENT, Step, cases, gated_step, queries
 from gpu import emulated_cuda
+from gpu_kinds import GPUS
 from paged_cache import query_tiles
 
 from tir_kernels.gpu.attention_gated import attention_gated
 from tir_kernels.gpu.attention_prefill import attention_prefill
-from tir_kernels.gpu.features import GPUFeatures, gpu_features
+from tir_kernels.gpu.features import GPUFeatures
 
 _SHAPES = [
-    pytest.param(7, 1, 64, 8, "float16", id="g7-d64-block8-f16"),
-    pytest.param(2, 2, 80, 16, "bfloat16", id="g1-d80-block16-bf16"),
-    pytest.param(3, 1, 128, 32, "float16", id="g3-d128-block32-f16"),
-    pytest.param(2, 2, 64, 64, "bfloat16", id="g1-d64-block64-bf16"),
-    pytest.param(3, 1, 48, 8, "float32", id="g3-d48-block8-f32"),
+    pytest.param(7, 1, 64, 8, "float16", "tensor cores", id="g7-d64-block8-f16"),
+    pytest.param(2, 2, 80, 16, "bfloat16", "tensor cores", id="g1-d80-block16-bf16"),
+    pytest.param(3, 1, 128, 32, "float16", "tensor cores", id="g3-d128-block32-f16"),
+    pytest.param(2, 2, 64, 64, "bfloat16", "tensor cores", id="g1-d64-block64-bf16"),
+    pytest.param(3, 1, 48, 8, "float32", "tensor cores", id="g3-d48-block8-f32"),
+    pytest.param(3, 1, 64, 16, "float16", "small", id="g3-d64-block16-f16-on-a-small-gpu"),
 ]
-
-
-@pytest.fixture(scope="module")
-def gpu():
-    return gpu_features(emulated_cuda.target())
 
 
 def _gated(heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: str, gpu: GPUFeatures):
@@ -36,9 +33,9 @@ def _attend(kernel, q: np.ndarray, step: Step) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "dtype"), _SHAPES)
-def test_attention_gated(gpu, heads, kv_heads, head_dim, block_size, dtype):
-    kernel = _gated(heads, kv_heads, head_dim, block_size, dtype, gpu)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "dtype", "kind"), _SHAPES)
+def test_attention_gated(heads, kv_heads, head_dim, block_size, dtype, kind):
+    kernel = _gated(heads, kv_heads, head_dim, block_size, dtype, GPUS[kind])
     orders = ("forward", "backward", 7)
     for order, (step, q, expected) in zip(orders, cases(heads, kv_heads, head_dim, block_size, dtype, "model", False)):
         with emulated_cuda.thread_order(order):
@@ -47,9 +44,10 @@ def test_attention_gated(gpu, heads, kv_heads, head_dim, block_size, dtype):
 
 
 @pytest.mark.parametrize(("block_size", "dtype"), [(8, "float16"), (32, "float32")])
-def test_all_blocks_or_a_dense_tile_equal_attention_prefill(gpu, block_size, dtype):
+def test_all_blocks_or_a_dense_tile_equal_attention_prefill(block_size, dtype):
     rng = np.random.default_rng(1)
     heads, kv_heads, head_dim = 3, 1, 64
+    gpu = GPUS["tensor cores"]
     kernel = _gated(heads, kv_heads, head_dim, block_size, dtype, gpu)
     dense = emulated_cuda.compile(attention_prefill(heads, kv_heads, head_dim, PAGE, dtype, gpu, head_dim**-0.5))
     sequences = [(128, 256, [GATED, DENSE], 0), (0, 256, [DENSE, GATED], 0)]
@@ -62,7 +60,7 @@ def test_all_blocks_or_a_dense_tile_equal_attention_prefill(gpu, block_size, dty
     np.testing.assert_array_equal(_attend(kernel, q, step), expected)
 
 
-def test_sizes_that_do_not_nest(gpu):
+def test_sizes_that_do_not_nest():
     for page_size, segment_size, block_size in ((64, 96, 8), (64, 128, 48), (48, 96, 12)):
         with pytest.raises(ValueError, match="do not nest"):
-            attention_gated(2, 1, 64, page_size, segment_size, block_size, "float16", gpu, 0.125)
+            attention_gated(2, 1, 64, page_size, segment_size, block_size, "float16", GPUS["small"], 0.125)
