@@ -27,7 +27,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 MODEL_DIR_SUFFIX = "-MLC"
 DEVICE = "cpu"
-_OTHER_DEVICES = ("cuda", "rocm", "vulkan", "opencl")
+_OTHER_DEVICES = ("cuda",)
 
 
 def model_dir(dist: Path, name: str, quantization: str) -> Path:

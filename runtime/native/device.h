@@ -38,7 +38,7 @@ class Device {
       return allocate_(ffi::Shape(shape), dtype, device_, ffi::Optional<ffi::String>()).cast<Tensor>();
     } catch (const ffi::Error& error) {
       TVM_FFI_THROW(RuntimeError) << "Cannot allocate " << (ffi::GetDataSize(shape.Product(), dtype) >> 20)
-                                  << " MiB for the KV cache on the device; lower max_total_seq_length ("
+                                  << " MiB more for the KV cache on the device; lower max_total_seq_length ("
                                   << error.message() << ").";
     }
   }

@@ -88,6 +88,11 @@ def test_weights_are_on_the_device(engine):
         np.testing.assert_array_equal(engine._library.numpy(tensor), expected)
 
 
+def test_a_cache_that_the_device_has_no_memory_for(engine):
+    with pytest.raises(UserError, match="^Cannot allocate 8192 MiB more for the KV cache .*; lower max_total_seq_length"):
+        engine._library.create_kv_state(1 << 28)
+
+
 def test_operators_are_waited_for(engine):
     seen = []
     engine._library.instrument(lambda name, before: seen.append((name, before)))

@@ -160,7 +160,7 @@ def test_sequences_go_from_a_device_to_the_host_and_back(device_libraries, libra
 
 
 def test_a_cache_that_does_not_fit_says_so(device_libraries):
-    with pytest.raises(RuntimeError, match=r"Cannot allocate \d+ MiB for the KV cache on the device; lower max_total"):
+    with pytest.raises(RuntimeError, match=r"Cannot allocate \d+ MiB more for the KV cache on the device; lower max"):
         NativeCache(device_libraries["float32"], "float32", max_total=1 << 26)
     # The device is as it was before.
     cache = NativeCache(device_libraries["float32"], "float32")
