@@ -11,7 +11,7 @@ from runtime.policy import make_policy
 from runtime.sequence import CachedSequence
 
 _CONFIG = tiny("llama", max_position_embeddings=1024)
-_GATE = "segment_size=64;threshold_len=128;base_budget=96;layer_budgets=1"
+_GATE = "segment_size=64;threshold_len=128;base_budget=96;layer_budgets=1;layer_skip=0"
 _PROMPT = np.random.default_rng(5).integers(0, _CONFIG.vocab_size, 350).tolist()
 _ANSWER = np.random.default_rng(6).integers(0, _CONFIG.vocab_size, 40).tolist()
 
@@ -61,9 +61,7 @@ def test_gated_prefill_and_compressed_decoding_are_the_cpus(weights, tmp_path_fa
     assert actual.num_held_entries == expected.num_held_entries < 200
     for layer in range(_CONFIG.num_hidden_layers):
         for head in range(_CONFIG.num_key_value_heads):
-            np.testing.assert_array_equal(
-                actual.held_positions(layer, head), expected.held_positions(layer, head)
-            )
+            np.testing.assert_array_equal(actual.held_positions(layer, head), expected.held_positions(layer, head))
 
 
 _libraries = {}
