@@ -98,6 +98,5 @@ def compact(
                     page: T.let = target_pages[head, p]
                     store(k_pages, key_place, key_index, page, count, dim0, thread, keys)
                     store(v_pages, value_place, value_index, page, count, dim0, thread, values)
-                    T.tvm_storage_sync("shared")
 
     return kv_compact

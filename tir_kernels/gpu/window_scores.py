@@ -109,7 +109,6 @@ def window_scores(
             for lane in T.serial(ROW_LANES):
                 total[0] = total[0] + shared_means[lane, thread]
             scores[head, entry0 + thread] = total[0]
-        T.tvm_storage_sync("shared")
 
     @T.inline
     def merge_parts(row, part_maxima, part_sums, row_maxima, row_weights):
