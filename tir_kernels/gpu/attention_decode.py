@@ -37,19 +37,19 @@ def attention_decode(
     split_of = decode_split(shape, num_splits)
 
     @T.inline
-    def merge(row, head, thread, part_outputs, part_maxima, part_sums, out):
+    def merge(row, head, thread, parts, out):
         maximum = T.alloc_buffer((1,), "float32", scope="local")
         total = T.alloc_buffer((2,), "float32", scope="local")
-        maximum[0] = part_maxima[row, head, 0]
+        maximum[0] = parts[row, head, 0, d]
         for s in T.serial(S - 1):
-            maximum[0] = T.max(maximum[0], part_maxima[row, head, s + 1])
+            maximum[0] = T.max(maximum[0], parts[row, head, s + 1, d])
         for i in T.serial(T.ceildiv(d - thread, _MERGE_THREADS)):
             total[0] = T.float32(0)
             total[1] = T.float32(0)
             for s in T.serial(S):
-                factor: T.let = T.exp2(part_maxima[row, head, s] - maximum[0])
-                total[0] = total[0] + part_sums[row, head, s] * factor
-                total[1] = total[1] + part_outputs[row, head, s, i * _MERGE_THREADS + thread] * factor
+                factor: T.let = T.exp2(parts[row, head, s, d] - maximum[0])
+                total[0] = total[0] + parts[row, head, s, d + 1] * factor
+                total[1] = total[1] + parts[row, head, s, i * _MERGE_THREADS + thread] * factor
             out[row, head, i * _MERGE_THREADS + thread] = T.cast(total[1] / total[0], dtype)
 
     @T.prim_func(s_tir=True)
@@ -81,9 +81,7 @@ def attention_decode(
         with T.sblock("root"):
             T.reads()
             T.writes()
-            part_outputs = T.sblock_alloc_buffer((batch_size, H, S, d), "float32")
-            part_maxima = T.sblock_alloc_buffer((batch_size, H, S), "float32")
-            part_sums = T.sblock_alloc_buffer((batch_size, H, S), "float32")
+            parts = T.sblock_alloc_buffer((batch_size, H, S, d + 2), "float32")  # output, maximum, sum
             for task in T.thread_binding(batch_size * S, thread="blockIdx.x"):
                 for heads in T.thread_binding(G * split_of.chunks, thread="blockIdx.y"):
                     for thread in T.thread_binding(split_of.threads, thread="threadIdx.x"):
@@ -103,9 +101,7 @@ def attention_decode(
                                     heads,
                                     T.cast(task % S, "int32"),
                                     thread,
-                                    part_outputs,
-                                    part_maxima,
-                                    part_sums,
+                                    parts,
                                 )
             for head in T.thread_binding(H, thread="blockIdx.x"):
                 for row in T.thread_binding(batch_size, thread="blockIdx.y"):
@@ -113,6 +109,6 @@ def attention_decode(
                         with T.sblock("merge"):
                             T.reads()
                             T.writes()
-                            merge(row, head, thread, part_outputs, part_maxima, part_sums, out)
+                            merge(row, head, thread, parts, out)
 
     return attention_decode

@@ -18,7 +18,7 @@ _WORD_BYTES = 4
 
 def decode_split(shape: AttentionShape, num_splits: int) -> SimpleNamespace:
     """``threads``, ``chunks`` (blocks that share the query heads of a key/value head) and TVMScript statements
-    ``attend(...)``, which leave part_outputs[row, head, split, :], part_maxima[row, head, split] and such part_sums.
+    ``attend(...)``, which leave in results[row, head, split, :] the output, the maximum and the sum.
 
     Threads change roles in a step of entries. Products: a thread has some entries and a slice of the dimensions, whose
     words it loads 16 bytes at a time; slices are added in shared memory. Weights: a thread has an entry. Values: a
@@ -122,7 +122,7 @@ def decode_split(shape: AttentionShape, num_splits: int) -> SimpleNamespace:
                         outputs[r * words + j] = outputs[r * words + j] + weights[r * _WIDTH + word * pair + e] * value
 
     @T.inline
-    def store_part(row, head0, last_head, split, thread, gathered, maxima, sums, part_outputs, part_maxima, part_sums):
+    def store_part(row, head0, last_head, split, thread, gathered, maxima, sums, results):
         total = T.alloc_buffer((1,), "float32", scope="local")
         for i in T.serial(T.ceildiv(R * d - thread, _THREADS)):
             place: T.let = i * _THREADS + thread
@@ -130,11 +130,11 @@ def decode_split(shape: AttentionShape, num_splits: int) -> SimpleNamespace:
             for part in T.serial(parts - 1):
                 total[0] = total[0] + gathered[(part + 1) * R * d + place]
             if head0 + place // d <= last_head:
-                part_outputs[row, head0 + place // d, split, place % d] = total[0]
+                results[row, head0 + place // d, split, place % d] = total[0]
         for r in T.unroll(R):
             if thread == r and head0 + r <= last_head:
-                part_maxima[row, head0 + r, split] = maxima[r]
-                part_sums[row, head0 + r, split] = sums[r]
+                results[row, head0 + r, split, d] = maxima[r]
+                results[row, head0 + r, split, d + 1] = sums[r]
 
     @T.inline
     def attend(
@@ -148,9 +148,7 @@ def decode_split(shape: AttentionShape, num_splits: int) -> SimpleNamespace:
         heads,
         split,
         thread,
-        part_outputs,
-        part_maxima,
-        part_sums,
+        results,
     ):
         queries = T.alloc_buffer((R * d,), "float32", scope="shared")
         products = T.alloc_buffer((R * max(slices * _WIDTH, parts * d),), "float32", scope="shared")
@@ -187,6 +185,6 @@ def decode_split(shape: AttentionShape, num_splits: int) -> SimpleNamespace:
                     place: T.let = (thread // dim_lanes * R + r) * d + thread % dim_lanes * words + j
                     products[place] = outputs[r * words + j]
         block.combine(reduction, thread, sums, lambda a, b: a + b)
-        store_part(row, head0, last_head, split, thread, products, maxima, sums, part_outputs, part_maxima, part_sums)
+        store_part(row, head0, last_head, split, thread, products, maxima, sums, results)
 
     return SimpleNamespace(threads=_THREADS, chunks=chunks, attend=attend)
