@@ -12,6 +12,7 @@ between, fails with a RuntimeError that names the kernel, block, thread and, for
 import contextlib
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,13 @@ from gpu import cuda_to_cpp, emulator_build
 from tvm.target import Target
 
 _ORDERS = {"forward": 0, "backward": 1}
+_HOOK = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.POINTER(ctypes.c_uint),
+    ctypes.POINTER(ctypes.c_uint),
+    ctypes.POINTER(ctypes.c_void_p),
+)
 _CALLBACK = "tvm_callback_cuda_compile"
 _KERNEL_FLAGS = ["-O1", "-g1", "-w", "-march=native", "-fno-strict-aliasing", "-ftrivial-auto-var-init=pattern"]
 _CHECK_FLAGS = ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
@@ -71,6 +79,41 @@ def thread_order(order: str | int):
         yield
     finally:
         _driver().emulator_set_thread_order(0)
+
+
+@contextlib.contextmanager
+def launching(run: Callable[[str, tuple, tuple, "ctypes._Pointer"], None]):
+    """Launches are handed to ``run(kernel name, grid, block, void** arguments)``; code for the emulator does not run.
+
+    Pointers among the arguments are addresses in this process; :func:`bytes_from` tells how much lies there.
+    """
+    errors = []
+
+    def hook(kernel, grid, block, arguments):
+        try:
+            run(kernel.decode(), tuple(grid[:3]), tuple(block[:3]), arguments)
+        except Exception as error:  # it must not be lost in C++
+            errors.append(error)
+            return 1
+        return 0
+
+    callback = _HOOK(hook)
+    _driver().emulator_set_launch_hook(callback)
+    try:
+        yield
+    except RuntimeError:
+        if errors:
+            raise errors[0] from None
+        raise
+    finally:
+        _driver().emulator_set_launch_hook(_HOOK())
+
+
+def bytes_from(address: int) -> int:
+    """Bytes of device memory from an address to the end of its buffer."""
+    function = _driver().emulator_bytes_from
+    function.restype = ctypes.c_size_t
+    return function(ctypes.c_void_p(address))
 
 
 def device_code(source: str, checked: bool = False) -> bytes:

@@ -44,7 +44,7 @@ def softmax_with_temperature(active_vocab_size: int | None, gpu: GPUFeatures) ->
 
         @T.inline
         def partial(row, part, thread, maxima, sums):
-            active: T.let = vocab if active_vocab_size is None else T.min(vocab, T.int64(active_vocab_size or 0))
+            num_active: T.let = vocab if active_vocab_size is None else T.min(vocab, T.int64(active_vocab_size or 0))
             steps: T.let = T.ceildiv(T.ceildiv(vocab, T.int64(_PARTS)), T.int64(threads))
             first: T.let = part * steps * threads + thread
             shared = T.meta_var(block.scratch(1, "float32"))
@@ -52,12 +52,12 @@ def softmax_with_temperature(active_vocab_size: int | None, gpu: GPUFeatures) ->
             total = T.alloc_buffer((1,), "float32", scope="local")
             top[0] = T.min_value("float32")
             for i in T.serial(steps):
-                if first + i * threads < active:
+                if first + i * threads < num_active:
                     top[0] = T.max(top[0], X[row, 0, first + i * threads])
             block.combine(shared, thread, top, T.max)
             total[0] = T.float32(0)
             for i in T.serial(steps):
-                if first + i * threads < active:
+                if first + i * threads < num_active:
                     total[0] = total[0] + power(X[row, 0, first + i * threads] - top[0], temperatures[row])
             block.combine(shared, thread, total, lambda a, b: a + b)
             if thread == 0:
@@ -66,7 +66,7 @@ def softmax_with_temperature(active_vocab_size: int | None, gpu: GPUFeatures) ->
 
         @T.inline
         def normalise(row, part, thread, maxima, sums):
-            active: T.let = vocab if active_vocab_size is None else T.min(vocab, T.int64(active_vocab_size or 0))
+            num_active: T.let = vocab if active_vocab_size is None else T.min(vocab, T.int64(active_vocab_size or 0))
             steps: T.let = T.ceildiv(T.ceildiv(vocab, T.int64(_PARTS)), T.int64(threads))
             first: T.let = part * steps * threads + thread
             top = T.alloc_buffer((1,), "float32", scope="local")
@@ -78,7 +78,7 @@ def softmax_with_temperature(active_vocab_size: int | None, gpu: GPUFeatures) ->
             for i in T.serial(_PARTS):
                 total[0] = total[0] + power(maxima[row, i] - top[0], temperatures[row]) * sums[row, i]
             for i in T.serial(steps):
-                if first + i * threads < active:
+                if first + i * threads < num_active:
                     value: T.let = power(X[row, 0, first + i * threads] - top[0], temperatures[row])
                     Y[row, 0, first + i * threads] = value / total[0]
                 elif first + i * threads < vocab:

@@ -23,6 +23,14 @@ const char* error_text() { return text.c_str(); }
 
 size_t num_allocated() { return allocated; }
 
+size_t bytes_from(const void* pointer) {
+  for (const auto& [begin, num_bytes] : allocations) {
+    auto offset = static_cast<size_t>(static_cast<const char*>(pointer) - static_cast<const char*>(begin));
+    if (offset < num_bytes) return num_bytes - offset;
+  }
+  return 0;
+}
+
 Code allocate(void** pointer, size_t num_bytes) {
   if (allocated + num_bytes > kTotalMemory) return failed(kOutOfMemory, "out of memory");
   // At least a page lies between two buffers, so that an overflow is not a write to the next one.

@@ -34,6 +34,7 @@ constexpr size_t kTotalMemory = size_t(8) << 30;
 Code allocate(void** pointer, size_t num_bytes);
 Code release(void* pointer);
 size_t num_allocated();
+size_t bytes_from(const void* pointer);  // to the end of its buffer; 0 outside of all
 Code failed(Code code, std::string why);
 const char* error_text();
 
