@@ -9,8 +9,8 @@
 namespace entropy_mlc {
 
 // Pages to reserve: max_total_seq_len entries plus one engine page (as TVM's own cache), and for each sequence of a
-// full batch the waste of a last page and the reserve of AvailableEnginePages. On the host only touched pages cost memory,
-// on a device all of them.
+// full batch the waste of a last page and the reserve of AvailableEnginePages. On the host only touched pages
+// cost memory, on a device all of them.
 inline int64_t NumPages(const CacheConfig& c) {
   int64_t rounding = c.page - std::gcd(c.page, c.engine_page);
   return CeilDiv(c.max_total_seq_len + c.engine_page + (c.page + rounding) * c.max_batch, c.page);

@@ -7,6 +7,7 @@
 
 #include "compression_kernels.h"
 #include "entry_layout.h"
+#include "entry_selection.h"
 #include "query_window.h"
 #include "table_block.h"
 
@@ -23,10 +24,8 @@ class Compressor {
         pool_(pool),
         cells_(&layout->cells()),
         window_(window),
-        kept_block_(device),
-        source_block_(device),
-        move_block_(device),
-        scores_(device) {}
+        selection_(config, store, window, device),
+        move_block_(device) {}
 
   // Whether the policy can shorten this sequence at all.
   bool Applies(const Policy& policy, const Sequence& sequence) const {
@@ -65,13 +64,14 @@ class Compressor {
     };
     if (!worthwhile(CeilDiv(policy.capacity, page_))) return false;  // before the scores, which cost time
     RequireCompressionKernels();
-    Select(policy, *sequence);
+    // All of it before anything moves, so that an error leaves the sequence whole.
+    selection_.Select(policy, *sequence);
     std::vector<LayerEntries> layers = sequence->compressed() ? sequence->layers : Divide(*sequence);
     int64_t copies = 0, pages_after = 0;
     for (int64_t layer = 0; layer < num_layers_; ++layer) {
       int64_t shared = 0, cells = 0;
       for (int64_t head = 0; head < heads_; ++head) {
-        int64_t needed = CeilDiv(KeptLength(layer, head), page_);
+        int64_t needed = CeilDiv(selection_.length(layer, head), page_);
         const std::vector<int32_t>& pages = layers[layer].heads[head].pages;
         shared += std::count_if(pages.begin(), pages.begin() + needed, [&](int32_t c) { return cells_->Shared(c); });
         cells += needed;
@@ -88,76 +88,6 @@ class Compressor {
   }
 
  private:
-  // What a layer keeps: the entries of each head, ascending, and how many they are.
-  struct KeptEntries {
-    Table<int32_t> entries;  // [G, max_kept_]
-    Table<int32_t> lengths;  // [G]
-  };
-
-  int64_t KeptLength(int64_t layer, int64_t head) const { return kept_[layer].lengths.numbers[head]; }
-
-  // What every layer and head keeps. All of it before anything moves, so that an error leaves the sequence whole.
-  void Select(const Policy& policy, const Sequence& sequence) {
-    // Rows of a multiple of 64 bytes.
-    max_kept_ = TableBlock::Room(
-        std::min(sequence.max_entries(), policy.capacity * (policy.decode == "adakv" ? heads_ : 1)));
-    kept_block_.Begin(num_layers_ * (TableBlock::Room(heads_ * max_kept_) + TableBlock::Room(heads_)));
-    kept_.clear();
-    for (int64_t layer = 0; layer < num_layers_; ++layer) {
-      kept_.push_back({kept_block_.Add<int32_t>({heads_, max_kept_}), kept_block_.Add<int32_t>({heads_})});
-    }
-    if (policy.decode == "streaming") {
-      SelectLatest(policy, sequence);
-    } else {
-      SelectByScore(policy, sequence);
-    }
-  }
-
-  // StreamingLLM: the first entries, and the latest.
-  void SelectLatest(const Policy& policy, const Sequence& sequence) {
-    for (int64_t layer = 0; layer < num_layers_; ++layer) {
-      for (int64_t head = 0; head < heads_; ++head) {
-        int64_t entries = sequence.entries(layer, head), count = std::min(entries, policy.capacity);
-        int32_t* kept = kept_[layer].entries.numbers + head * max_kept_;
-        for (int64_t i = 0; i < count; ++i) {
-          kept[i] = static_cast<int32_t>(i < policy.sinks ? i : entries - count + i);
-        }
-        kept_[layer].lengths.numbers[head] = static_cast<int32_t>(count);
-      }
-    }
-    kept_block_.Upload();
-  }
-
-  void SelectByScore(const Policy& policy, const Sequence& sequence) {
-    struct Source {
-      Tensor pages, lengths;  // [G, max_pages], [G]
-    };
-    int64_t max_len = sequence.max_entries(), max_pages = CeilDiv(max_len, page_);
-    source_block_.Begin(num_layers_ * (TableBlock::Room(heads_ * max_pages) + TableBlock::Room(heads_)));
-    std::vector<Source> sources;
-    for (int64_t layer = 0; layer < num_layers_; ++layer) {
-      Table<int32_t> pages = source_block_.Add<int32_t>({heads_, max_pages});
-      Table<int32_t> lengths = source_block_.Add<int32_t>({heads_});
-      for (int64_t head = 0; head < heads_; ++head) {
-        int64_t entries = sequence.entries(layer, head);
-        lengths.numbers[head] = static_cast<int32_t>(entries);
-        for (int64_t i = 0; i < CeilDiv(entries, page_); ++i) {
-          pages.numbers[head * max_pages + i] = sequence.head_page(layer, head, i, heads_);
-        }
-      }
-      sources.push_back({pages.tensor, lengths.tensor});
-    }
-    source_block_.Upload();
-    Tensor scores = scores_.Get({heads_, max_len}, DLDataType{kDLFloat, 32, 1});
-    for (int64_t layer = 0; layer < num_layers_; ++layer) {
-      const Source& source = sources[layer];
-      WindowScores(window_->observed(layer), window_->first_row(sequence), window_->newest(sequence), store_->k(layer),
-                   source.pages, source.lengths, scores);
-      SelectEntries(scores, source.lengths, kept_[layer].entries.tensor, kept_[layer].lengths.tensor, policy);
-    }
-    kept_block_.Download();
-  }
-
   // The entry lists that a plain sequence would have.
   std::vector<LayerEntries> Divide(const Sequence& sequence) const {
     std::vector<LayerEntries> layers(num_layers_);
@@ -186,7 +116,7 @@ class Compressor {
       Pages& move = moves[layer];
       for (int64_t head = 0; head < heads_; ++head) {
         const std::vector<int32_t>& pages = entries.heads[head].pages;
-        std::vector<int32_t> target(pages.begin(), pages.begin() + CeilDiv(KeptLength(layer, head), page_));
+        std::vector<int32_t> target(pages.begin(), pages.begin() + CeilDiv(selection_.length(layer, head), page_));
         for (int32_t& cell : target) cell = cells_->Shared(cell) ? cells_->Take(&entries) : cell;
         move.num_source = std::max<int64_t>(move.num_source, pages.size());
         move.num_target = std::max<int64_t>(move.num_target, target.size());
@@ -210,8 +140,8 @@ class Compressor {
     move_block_.Upload();
     for (int64_t layer = 0; layer < num_layers_; ++layer) {
       Pages& move = moves[layer];
-      const KeptEntries& kept = kept_[layer];
-      Compact(store_->k(layer), store_->v(layer), move.source, move.target, kept.entries.tensor, kept.lengths.tensor);
+      Compact(store_->k(layer), store_->v(layer), move.source, move.target, selection_.entries(layer),
+              selection_.lengths(layer));
       for (int64_t head = 0; head < heads_; ++head) {
         sequence->layers[layer].heads[head].pages = std::move(move.targets[head]);
       }
@@ -223,8 +153,8 @@ class Compressor {
     for (int64_t layer = 0; layer < num_layers_; ++layer) {
       for (int64_t head = 0; head < heads_; ++head) {
         std::vector<int32_t> positions;
-        for (int64_t i = 0; i < KeptLength(layer, head); ++i) {
-          int32_t position = sequence->position(layer, head, kept_[layer].entries.numbers[head * max_kept_ + i]);
+        for (int64_t i = 0; i < selection_.length(layer, head); ++i) {
+          int32_t position = sequence->position(layer, head, selection_.entry(layer, head, i));
           if (position < exact_from) positions.push_back(position);
         }
         sequence->layers[layer].heads[head].kept = std::move(positions);
@@ -238,10 +168,8 @@ class Compressor {
   PagePool* pool_;
   RaggedCells* cells_;
   QueryWindow* window_;
-  TableBlock kept_block_, source_block_, move_block_;
-  Workspace scores_;
-  std::vector<KeptEntries> kept_;  // by layer, of the last Select
-  int64_t max_kept_ = 0;
+  EntrySelection selection_;
+  TableBlock move_block_;
 };
 
 }  // namespace entropy_mlc

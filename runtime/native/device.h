@@ -74,8 +74,8 @@ class Device {
   }
   void Copy(const Tensor& from, size_t from_offset, const Tensor& to, size_t to_offset, size_t bytes) const {
     if (is_host()) {
-      std::memcpy(static_cast<char*>(to.data_ptr()) + to_offset, static_cast<const char*>(from.data_ptr()) + from_offset,
-                  bytes);
+      const char* source = static_cast<const char*>(from.data_ptr()) + from_offset;
+      std::memcpy(static_cast<char*>(to.data_ptr()) + to_offset, source, bytes);
       return;
     }
     CopyOnDevice({from.data_ptr(), device_, from_offset}, {to.data_ptr(), device_, to_offset}, bytes);
@@ -90,8 +90,8 @@ class Device {
     size_t offset;
   };
 
-  // TVM copies on the default stream of a device. Kernels run there too, one after the other with the copies, unless the
-  // program that runs the model has set another stream.
+  // TVM copies on the default stream of a device. Kernels run there too, one after the other with the copies, unless
+  // the program that runs the model has set another stream.
   void CopyOnDevice(const Place& from, const Place& to, size_t bytes) const {
     if (bytes == 0) return;
     int64_t size = static_cast<int64_t>(bytes);

@@ -84,8 +84,8 @@ class QueryWindow {
   // The row of the newest token, counted from first_row.
   int64_t newest(const Sequence& sequence) const { return (sequence.length - 1) % window_; }
 
-  // The rows of the `tokens` newest tokens of a sequence: -1 for one that is not among its last `window`, so that no row
-  // is written twice. Returns the end of `rows`.
+  // The rows of the `tokens` newest tokens of a sequence: -1 for one that is not among its last `window`, so that no
+  // row is written twice. Returns the end of `rows`.
   int32_t* FillRows(const Sequence& sequence, int64_t tokens, int32_t* rows) const {
     for (int64_t t = sequence.length - tokens; t < sequence.length; ++t) {
       bool written = sequence.window_slot >= 0 && t >= sequence.length - window_;
@@ -95,8 +95,8 @@ class QueryWindow {
   }
 
  private:
-  // An engine has a batch of sequences alive, and about as many that are over but kept for their beginnings. On the host
-  // only touched slots cost memory.
+  // An engine has a batch of sequences alive, and about as many that are over but kept for their beginnings. On the
+  // host only touched slots cost memory.
   static int64_t NumSlots(const CacheConfig& config, const Device* device) {
     return device->is_host() ? std::max<int64_t>(1024, 4 * config.max_batch) : 2 * config.max_batch;
   }
