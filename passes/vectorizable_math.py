@@ -65,4 +65,3 @@ def _is_replaced(call: ir.Call) -> bool:
     if name not in FUNCTIONS or str(call.ty) not in ("float32", "float16", "bfloat16"):
         return False
     return name != "pow" or is_small_power(call.args[1])
-

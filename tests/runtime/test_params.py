@@ -61,6 +61,15 @@ def test_library_for_another_layout(toy_copy):
         load(toy_copy, weight_format="q4_n32g32")
 
 
+def test_folders_that_do_not_say_have_mlcs_layouts(toy_copy):
+    """As mlc_llm convert_weight leaves them; a library of this project calls these layouts "mlc"."""
+    change_cache(toy_copy, lambda cache: cache["metadata"].pop("weight_format"))
+    for name in ("mlc", None):
+        assert len(load(toy_copy, weight_format=name)) == len(PARAM_SHAPES)
+    with pytest.raises(UserError, match="wants weights packed as f32_n32, but those in .* are packed as mlc"):
+        load(toy_copy)
+
+
 def test_format_that_needs_conversion(toy_copy):
     change_cache(toy_copy, lambda cache: cache["records"][1]["records"][0].update(format="f32-to-bf16"))
     with pytest.raises(UserError, match="parameter weight is stored as f32-to-bf16"):
