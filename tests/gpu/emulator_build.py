@@ -21,9 +21,7 @@ def _run(command: list[str]) -> None:
         raise CompilerError("\n".join([" ".join(command), *errors[:20]]))
 
 
-def shared_object(
-    name: str, sources: list[Path], headers: list[Path], flags: list[str], link_flags: list[str]
-) -> Path:
+def shared_object(name: str, sources: list[Path], headers: list[Path], flags: list[str], link_flags: list[str]) -> Path:
     """The shared object ``name`` of C++ files, in a folder of its own; compiled unless it is there.
 
     ``headers`` are what the sources include, ``flags`` are for compiling only. Processes may ask for the same one at the

@@ -1,15 +1,19 @@
 """mma.sync, ldmatrix and wmma stand-ins: matmuls that TVM schedules for tensor cores, against numpy in float64."""
 
+from unittest import mock
+
 import ml_dtypes  # noqa: F401  numpy's bfloat16
 import numpy as np
 import pytest
 import tvm
+from gpu import emulated_cuda
 from tvm import te
 from tvm.s_tir import dlight
-from tvm.s_tir.tensor_intrin import cuda as intrinsics
 from tvm.testing.tir import mma_schedule
 
-from gpu import emulated_cuda
+# TVM parses each of its intrinsics with a look at the call stack, which searches all loaded modules: a minute in all.
+with mock.patch("inspect.getmodule", return_value=None):
+    from tvm.s_tir.tensor_intrin import cuda as intrinsics
 
 _M, _N, _K = 64, 64, 64
 
@@ -67,7 +71,7 @@ def test_ldmatrix_and_mma_sync(b_transposed):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_matmul_of_dlight(dtype):
     # float16 with wmma; the others, plain loops with padding, stand for the arithmetic of their types.
-    func = _matmul(tvm.tirx.Var("m", "int64"), dtype, True, (1,))
+    func = _matmul(tvm.tirx.Var("m", "int32"), dtype, True, (1,))
     with emulated_cuda.target():
         func = dlight.ApplyDefaultSchedule(dlight.gpu.Matmul())(tvm.IRModule({"main": func}))["main"]
     _check(func, (1, 70, _K), dtype, True)
