@@ -122,7 +122,8 @@ def build_library(
     packaging = packaging or library_packaging(target)
     output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = library_pipeline(target, weight_format, metadata, debug_dump)
-    # Without this, common subexpressions of two kernel branches end up in host code that does not dominate its uses.
-    with PassContext(config={"tirx.disable_cse_tir": True}), target:
+    # On a CPU, common subexpressions of two kernel branches end up in host code that does not dominate its uses. A GPU
+    # needs the pass: it leaves to the host what is the same for all threads, 64-bit numbers that WebGPU has not.
+    with PassContext(config={"tirx.disable_cse_tir": target.kind.name == "llvm"}), target:
         executable = packaging.build(lambda: relax.build(mod, target, relax_pipeline=pipeline))
     packaging.export(executable, output)
