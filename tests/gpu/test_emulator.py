@@ -1,11 +1,9 @@
 """The emulator itself: what it computes, and which mistakes of a kernel it finds."""
 
-import contextlib
-
 import numpy as np
 import pytest
-import tvm_ffi
 from gpu import emulated_cuda
+from gpu.edited_source import edited_source
 from tvm.script import tirx as T
 
 _THREADS = 64
@@ -34,22 +32,6 @@ def _reverse_blocks():
     return reverse
 
 
-@contextlib.contextmanager
-def _edited_source(old: str, new: str):
-    """TVM inserts the barriers that it finds missing, so a mistake has to be made in the CUDA source."""
-    name = "tvm_callback_cuda_postproc"
-
-    def edit(source, _target):
-        assert old in source
-        return source.replace(old, new)
-
-    tvm_ffi.register_global_func(name, edit, override=True)
-    try:
-        yield
-    finally:
-        tvm_ffi.register_global_func(name, lambda source, _target: source, override=True)
-
-
 @pytest.mark.parametrize("order", ["forward", "backward", 7])
 def test_a_kernel_computes_the_same_in_every_thread_order(order):
     a = np.random.default_rng(0).standard_normal(256).astype("float16")
@@ -61,7 +43,7 @@ def test_a_kernel_computes_the_same_in_every_thread_order(order):
 
 
 def test_a_dropped_barrier_is_a_race():
-    with _edited_source("__syncthreads();", ""):
+    with edited_source(r"__syncthreads\(\);", ""):
         kernel = emulated_cuda.compile(_reverse_blocks())
     a = np.zeros(_THREADS, "float16")
     with pytest.raises(RuntimeError, match="race in shared memory"):
@@ -69,7 +51,7 @@ def test_a_dropped_barrier_is_a_race():
 
 
 def test_a_barrier_that_some_threads_miss_is_an_error():
-    with _edited_source("__syncthreads();", "if (threadIdx.x < 60) __syncthreads();"):
+    with edited_source(r"__syncthreads\(\);", "if (threadIdx.x < 60) __syncthreads();"):
         kernel = emulated_cuda.compile(_reverse_blocks(), checked=False)
     a = np.zeros(_THREADS, "float16")
     with pytest.raises(
