@@ -93,5 +93,5 @@ def test_every_family_has_a_tiny_config():
 
 
 def test_dtype_must_be_known():
-    with pytest.raises(ValueError, match="float16"):
-        export_model(TINY_CONFIGS["llama"], "float16")
+    with pytest.raises(ValueError, match="float64"):
+        export_model(TINY_CONFIGS["llama"], "float64")
