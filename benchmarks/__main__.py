@@ -15,6 +15,7 @@ from benchmarks.gpu_resources import library_resources, violations
 from benchmarks.gpu_table import resource_table, write_gpu_docs
 from benchmarks.kernels import kernel_table, measure_kernels
 from benchmarks.limits import kv_bytes_per_token
+from benchmarks.long_prompt_command import long_prompt
 from benchmarks.machine import raise_priority, run_in_own_session, use_threads
 from benchmarks.measure import Measuring, Plan
 from benchmarks.operator_table import operator_table
@@ -59,7 +60,8 @@ def _measuring_command(name: str, generated: int, summary: str) -> None:
         gguf: options.Gguf,
         model_dir: options.ModelDirs = None,
         policy: options.Policies = None,
-        engines: options.Engines = ",".join(ENGINES),
+        engines: options.Engines = None,
+        device: options.Device = "cpu",
         lengths: options.Lengths = "1024,2048,8192,32512",  # the last leaves room for the answer in 32k
         text: options.Text = None,
         repeats: options.Repeats = 3,
@@ -74,16 +76,18 @@ def _measuring_command(name: str, generated: int, summary: str) -> None:
     ) -> None:
         with user_errors():
             sizes = options.token_counts(lengths, "--lengths")
-            rows = _rows(model_dir, policy, engines)
+            rows = _rows(model_dir, policy, engines, options.checked_device(device))
             plan = _plan(gguf, text, sizes, generated, repeats, threads, max_seconds, python, yarn_factor)
-            path = output or RESULTS / f"speed_{gguf.stem}.json"
+            model = gguf.stem if device == "cpu" else f"{gguf.stem}_{device}"
+            path = output or RESULTS / f"speed_{model}.json"
             source = text.name if text else f"the standard library of Python {sys.version.split()[0]}"
-            speed = read_speed(path, gguf.stem, source, asdict(config_from_gguf(gguf)))
+            speed = read_speed(path, model, source, asdict(config_from_gguf(gguf)), device)
             run_in_own_session()
             use_threads(threads)
             priority = raise_priority()
-            speed.runs.append(this_run(threads, priority, measure_peak(_this_cpu(), threads)))
-            console.print(f"CPU priority: {priority}; measured {speed.runs[-1].peak}")
+            peak = measure_peak(_this_cpu(), threads) if device == "cpu" else None
+            speed.runs.append(this_run(threads, priority, peak, device))
+            console.print(f"CPU priority: {priority}; measured {peak}" if peak else f"CPU priority: {priority}")
             measuring = Measuring(plan, speed, lambda: write(speed, path), console.print)
             measuring.run(rows)
             if operators:
@@ -100,12 +104,15 @@ for _name, (_generated, _summary) in _MEASURING.items():
     _measuring_command(_name, _generated, _summary)
 
 
+app.command("long-prompt")(long_prompt)
+
+
 @app.command("compile")
 def compile_times(
     gguf: options.Gguf,
     model_dir: options.ModelDirs = None,
     policy: options.Policies = None,
-    engines: options.Engines = ",".join(ENGINES),
+    engines: options.Engines = None,
     repeats: options.Repeats = 3,
     threads: options.Threads = _CORES,
     python: options.Pythons = None,
@@ -113,7 +120,7 @@ def compile_times(
 ) -> None:
     """Time of compile.py, and of every engine from its start to the first token."""
     with user_errors():
-        rows = _rows(model_dir, policy, engines)
+        rows = _rows(model_dir, policy, engines, "cpu")
         plan = _plan(gguf, None, [64], 1, repeats, threads, 900, python, 4)
         run_in_own_session()
         use_threads(threads)
@@ -167,13 +174,16 @@ def report() -> None:
     write_docs()
 
 
-def _rows(model_dirs: list[Path] | None, policies: list[str] | None, engines: str) -> list[Variant]:
-    names = [name for name in engines.split(",") if name.strip()]
-    if not model_dirs and engines != ",".join(ENGINES) and any(name.strip().startswith("ours") for name in names):
+def _rows(
+    model_dirs: list[Path] | None, policies: list[str] | None, engines: str | None, device: str
+) -> list[Variant]:
+    if engines is None:
+        names = ["ours"] if device != "cpu" else list(ENGINES) if model_dirs else [e for e in ENGINES if e != "ours"]
+    else:
+        names = [name for name in engines.split(",") if name.strip()]
+    if not model_dirs and any(name.strip().startswith("ours") for name in names):
         raise UserError("give --model-dir, the folder that compile.py made of the GGUF file, or leave ours out")
-    if not model_dirs:
-        names = [name for name in names if not name.strip().startswith("ours")]
-    return chosen([*our_variants(model_dirs or [], policies or []), *PEERS], ",".join(names))
+    return chosen([*our_variants(model_dirs or [], policies or [], device), *PEERS], ",".join(names))
 
 
 def _plan(

@@ -7,11 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runtime.errors import UserError
+
 _AUTOGROUP = Path("/proc/self/autogroup")
 
 
-def describe_machine() -> dict[str, str | int]:
-    """Processor, cores, caches, memory and kernel, as Linux names them."""
+# Fields of nvidia-smi, and how we call them. Clocks are the highest: those of a moment say nothing of a run.
+_GPU_FIELDS = {
+    "name": "GPU",
+    "driver_version": "driver",
+    "memory.total": "GPU memory",
+    "clocks.max.sm": "GPU clock",
+    "clocks.max.memory": "GPU memory clock",
+    "power.limit": "GPU power limit",
+}
+
+
+def describe_machine(device: str = "cpu") -> dict[str, str | int]:
+    """Processor, cores, caches, memory and kernel, as Linux names them; of "cuda" the first GPU, as nvidia-smi does.
+
+    UserError if nvidia-smi is wanted and does not answer.
+    """
     cpuinfo = _fields(Path("/proc/cpuinfo"))
     return {
         "processor": cpuinfo.get("model name", platform.processor() or platform.machine()),
@@ -21,7 +37,17 @@ def describe_machine() -> dict[str, str | int]:
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "python": platform.python_version(),
-    }
+    } | (_describe_gpu() if device == "cuda" else {})
+
+
+def _describe_gpu() -> dict[str, str]:
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"nvidia-smi, which comes with NVIDIA's driver, does not describe the GPU: {error}") from None
+    values = [value.strip() for value in answer.strip().split(",")]
+    return dict(zip(_GPU_FIELDS.values(), values, strict=True))
 
 
 def _fields(path: Path) -> dict[str, str]:
@@ -54,11 +80,10 @@ def run_in_own_session() -> None:
     if os.getsid(0) == os.getpid():
         return
     child = subprocess.Popen(sys.orig_argv, executable=sys.executable, start_new_session=True)
-    while True:
-        try:
-            sys.exit(child.wait())
-        except KeyboardInterrupt:  # the terminal's Ctrl-C does not reach another session
-            child.send_signal(signal.SIGINT)
+    # The terminal's Ctrl-C does not reach another session, and a SIGTERM is for the work, not for who waits.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: child.send_signal(number))
+    sys.exit(child.wait())
 
 
 def raise_priority() -> str:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from benchmarks.kernels import kernel_table
 from benchmarks.limits import limits_table
+from benchmarks.long_prompt_plot import plot_long_prompt
+from benchmarks.long_prompt_store import LongPrompt
+from benchmarks.long_prompt_table import long_prompt_section
 from benchmarks.markdown import circumstances
 from benchmarks.operator_table import operator_table
 from benchmarks.plots import plot
@@ -74,6 +77,15 @@ def write_docs(results: Path = RESULTS, docs: Path = DOCS) -> None:
     for path in results.glob("kernels.json"):
         kernels = Kernels.model_validate_json(path.read_text())
         document = replace_section(document, "kernels", f"{kernel_table(kernels)}\n\n{circumstances(kernels.run)}")
+    if long_prompts := [_long_prompt(path, docs) for path in sorted(results.glob("long_prompt_*.json"))]:
+        document = replace_section(document, "long-prompt", "\n\n".join(long_prompts))
     page.write_text(document)
     page = docs / "entropy-inference.md"
     page.write_text(replace_section(page.read_text(), "policies", "\n\n".join(ours)))
+
+
+def _long_prompt(path: Path, docs: Path) -> str:
+    record = LongPrompt.model_validate_json(path.read_text())
+    name = f"performance_{path.stem}.svg"
+    plot_long_prompt(record, docs / name)
+    return long_prompt_section(record, name)

@@ -23,6 +23,24 @@ _NUMBER_TOKENS = 32
 _UUID_TOKENS = 110
 _NAMES_TOKENS = 60
 
+NEEDLE_INTRODUCTION = (
+    "Some special magic numbers are hidden within the following text. Make sure to memorize them. I will quiz you about "
+    "the numbers afterwards."
+)
+
+
+def needle(key: str, number: str) -> str:
+    """The line that is hidden."""
+    return f"One of the special magic numbers for {key} is: {number}."
+
+
+def needle_question(key: str, several: bool = False) -> str:
+    """Asks for the number of ``key``, or for all of its numbers."""
+    if several:
+        return f"What are all the special magic numbers for {key} mentioned in the text? Give the numbers only."
+    return f"What is the special magic number for {key} mentioned in the text? Give the number only."
+
+
 _Inserts = list[tuple[float, str]]  # (depth 0 .. 1, line)
 
 
@@ -101,22 +119,10 @@ class Generator:
         others: Sequence[tuple[float, str, str]] = (),
     ) -> Row:
         """A row with needles (depth, key, number): ``asked`` ones have one key, ``second`` is asked for later."""
-        template = (
-            "Some special magic numbers are hidden within the following text. Make sure to memorize them. I will quiz "
-            "you about the numbers afterwards.\n\n{context}\n\n{question}"
-        )
-
-        def question(key: str, several: bool) -> str:
-            if several:
-                return f"What are all the special magic numbers for {key} mentioned in the text? Give the numbers only."
-            return f"What is the special magic number for {key} mentioned in the text? Give the number only."
-
+        template = f"{NEEDLE_INTRODUCTION}\n\n{{context}}\n\n{{question}}"
         answers = tuple(number for _, _, number in asked)
-        ask = question(asked[0][1], len(asked) > 1)
-        inserts = [
-            (depth, f"One of the special magic numbers for {key} is: {number}.")
-            for depth, key, number in (*asked, second, *others)
-        ]
+        ask = needle_question(asked[0][1], len(asked) > 1)
+        inserts = [(depth, needle(key, number)) for depth, key, number in (*asked, second, *others)]
         return Row(
             id="",
             task="",
@@ -130,7 +136,7 @@ class Generator:
             bucket=str(length),
             gold_pos=asked[0][0],
             second=SecondQuestion(
-                text=question(second[1], False),
+                text=needle_question(second[1]),
                 answers=(second[2],),
                 metric="contains_number",
                 max_new_tokens=_NUMBER_TOKENS,

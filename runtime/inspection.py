@@ -78,7 +78,7 @@ def inspect_prompt(
     segments = -(-len(ids) // engine.policy.segment_size)
     gates = np.full((layers, segments, heads, columns), np.nan, np.float32)
     gates[:, : min(segments, recorded.shape[1])] = recorded[:, :segments]
-    budget = _budgets(gates, engine.policy)
+    budget = attended_budgets(gates, engine.policy)
     return Inspection(
         prompt_tokens=len(ids),
         completion_tokens=usage.completion_tokens,
@@ -92,8 +92,8 @@ def inspect_prompt(
     )
 
 
-def _budgets(gates: np.ndarray, policy: Policy) -> np.ndarray:
-    """Earlier keys that each segment attended to, [layers, segments, kv heads]."""
+def attended_budgets(gates: np.ndarray, policy: Policy) -> np.ndarray:
+    """Earlier keys that each segment attended to, float32 [layers, segments, kv heads], of ``Engine.gates()``."""
     before = np.arange(gates.shape[1], dtype=np.float32)[None, :, None] * policy.segment_size
     gated = ~np.isnan(gates[..., 0]) & (before >= policy.threshold_len)
     chosen = np.nan_to_num(gates[..., 2]) * policy.block_size
