@@ -3,47 +3,26 @@
 import compression_oracle
 import numpy as np
 import pytest
+from compression_steps import check_window_scores
 from gpu import emulated_cuda
-from paged_cache import NUMPY_DTYPE, page_table, random_cache
+from paged_cache import page_table, random_cache
 
 from tir_kernels.gpu.features import gpu_features
 from tir_kernels.gpu.window_scores import window_scores
 
 _SHAPES = [
-    pytest.param(14, 2, 64, 64, 32, "float16", id="g7-d64-w32-f16"),
-    pytest.param(3, 3, 80, 16, 5, "bfloat16", id="g1-d80-page16-w5-bf16"),
-    pytest.param(6, 2, 96, 64, 16, "float32", id="g3-d96-w16-f32"),
+    pytest.param((14, 2, 64, 64, 32, "float16"), id="g7-d64-w32-f16"),
+    pytest.param((3, 3, 80, 16, 5, "bfloat16"), id="g1-d80-page16-w5-bf16"),
+    pytest.param((6, 2, 96, 64, 16, "float32"), id="g3-d96-w16-f32"),
 ]
 _GPU = gpu_features(emulated_cuda.target())
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size", "window", "dtype"), _SHAPES)
-def test_window_scores(heads, kv_heads, head_dim, page_size, window, dtype):
-    rng = np.random.default_rng(0)
-    sm_scale = head_dim**-0.5
-    kernel = emulated_cuda.compile(window_scores(heads, kv_heads, head_dim, page_size, window, dtype, _GPU, sm_scale))
-    for length, newest in ((window, 0), (64, 1), (65, window // 2), (700, window - 2)):
-        lengths = [length + 7 * h for h in range(kv_heads)]
-        cache = random_cache(rng, [[n] for n in lengths], head_dim, page_size, dtype)
-        # Rows of very different temperature: flat ones, and peaked ones whose maximum is raised many times.
-        q = rng.standard_normal((window, heads, head_dim)) * rng.uniform(0.1, 10, (window, heads, 1))
-        q = q.astype(NUMPY_DTYPE[dtype])
-        observed = np.full((3 * window, heads, head_dim), np.nan, q.dtype)
-        observed[window + (newest + 1 + np.arange(window)) % window] = q
-        scores = np.full((kv_heads, max(lengths) + 13), np.nan, np.float32)
-        kernel(observed, window, newest, cache.k_pages, page_table(cache), cache.kv_lengths[:, 0].copy(), scores)
-
-        keys = [cache.keys[h][0] for h in range(kv_heads)]
-        group = heads // kv_heads
-        for h, expected in enumerate(compression_oracle.window_scores(q, keys, sm_scale)):
-            magnitude = (np.abs(q[:, h * group : (h + 1) * group].astype(np.float64)) @ np.abs(keys[h]).T).max()
-            # A score is a sum of d products, scaled, less the maximum: numerator and denominator carry its error and
-            # that of exp2. Then sums over the entries by thread and over the rows, one rounding after the other.
-            logit = (head_dim + 8) * 2.0**-24 * magnitude * sm_scale
-            relative = 2 * (logit + 4e-7) + (len(expected) / 4 + len(q) * group) * 2.0**-24
-            actual = scores[h].astype(np.float64)
-            assert np.all(np.abs(actual[: len(expected)] - expected) <= relative * expected + 1e-37)
-            assert np.all(actual[len(expected) :] == 0)
+@pytest.mark.parametrize("shape", _SHAPES)
+def test_window_scores(shape):
+    head_dim, window = shape[2], shape[4]
+    kernel = emulated_cuda.compile(window_scores(*shape, _GPU, head_dim**-0.5))
+    check_window_scores(kernel, shape, ((window, 0), (64, 1), (65, window // 2), (700, window - 2)))
 
 
 def test_entries_that_no_query_sees():
