@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 import tvm
 from gpu import emulated_cuda
-from gpu.edited_source import edited_source
 from test_mlc_weights import dequantized, stored
 
 from passes.schedule_gpu import ScheduleGPU
 from tir_kernels.gpu.embedding import embedding
 from tir_kernels.gpu.features import gpu_features
 from tir_kernels.gpu.linear import linear
-from tir_kernels.gpu.linear_mma import linear_mma
 from tir_kernels.gpu.silu_mul import silu_mul
 
 TARGET = emulated_cuda.target()
@@ -90,21 +88,3 @@ def test_silu_mul(dtype):
     emulated_cuda.compile(scheduled(silu_mul(80, dtype, GPU)))(gate_up, out)
     gate, up = np.split(gate_up.astype(np.float64), 2, axis=1)
     np.testing.assert_allclose(out, gate / (1 + np.exp(-gate)) * up, rtol=8 * EPSILON[dtype], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "kept"),
-    [(r"(?s)__syncthreads\(\);(.*)", r"\1"), (r"(?s)(.*)__syncthreads\(\);", r"\1")],
-    ids=["before the first step", "between steps"],
-)
-@pytest.mark.parametrize("format_name", ["q4", "plain"])
-def test_tensor_cores_without_a_barrier_are_a_race(format_name, pattern, kept):
-    n, k, m = 20, 64, 9
-    rng = np.random.default_rng(0)
-    with edited_source(pattern, kept):
-        kernel = emulated_cuda.compile(
-            linear_mma(n, k, format_name, "float16", bias=False, residual=False, out_dtype="float16")
-        )
-    tensors, _ = weights(rng, n, k, format_name, "float16")
-    with pytest.raises(RuntimeError, match="race in shared memory"):
-        kernel(random(rng, m, k, dtype="float16"), *tensors, np.zeros((m, n), "float16"))

@@ -1,0 +1,29 @@
+"""The race checker sees what tensor cores are fed with: a linear layer without one of its barriers fails."""
+
+import numpy as np
+import pytest
+from gpu import emulated_cuda
+from gpu.edited_source import edited_source
+
+from tir_kernels.gpu.linear_mma import linear_mma
+
+_N, _K, _ROWS = 20, 64, 9
+_FIRST = r"(?s)__syncthreads\(\);(.*)"
+_LAST = r"(?s)(.*)__syncthreads\(\);"
+
+
+def _weights(format_name: str) -> list[np.ndarray]:
+    if format_name == "plain":
+        return [np.ones((_N, _K), "float16")]
+    return [np.zeros((_N, _K // 8), "uint32"), np.ones((_N, _K // 32), "float16")]
+
+
+@pytest.mark.parametrize("pattern", [_FIRST, _LAST], ids=["before the first step", "between steps"])
+@pytest.mark.parametrize("format_name", ["q4", "plain"])
+def test_a_linear_layer_without_a_barrier_is_a_race(format_name, pattern):
+    with edited_source(pattern, r"\1"):
+        kernel = emulated_cuda.compile(
+            linear_mma(_N, _K, format_name, "float16", bias=False, residual=False, out_dtype="float16")
+        )
+    with pytest.raises(RuntimeError, match="race in shared memory"):
+        kernel(np.ones((_ROWS, _K), "float16"), *_weights(format_name), np.zeros((_ROWS, _N), "float16"))
