@@ -12,8 +12,21 @@ from tir_kernels.gpu.linear_mma import linear_mma
 # Up to so many rows a product with a matrix is bound by reading the matrix, and done as a matrix-vector product of
 # that many rows at a time.
 _FEW_ROWS = ((2, 2), (8, 4))
+
+
+class _Matmul(dlight.gpu.Matmul):
+    """TVM's rule for products, without its try of simdgroup matrices on Metal.
+
+    Those sum in the dtype of the factors and ours sum in float32, so the try fails each time; and the first one imports
+    all of TVM's tensor intrinsics, which takes 50 s. What the rule does next is what it does at once for WebGPU.
+    """
+
+    def apply(self, func: tirx.PrimFunc, target: Target, is_tunable: bool) -> s_tir.Schedule | None:
+        return super().apply(func, Target("webgpu") if target.kind.name == "metal" else target, is_tunable)
+
+
 _RULES = (
-    dlight.gpu.Matmul(),
+    _Matmul(),
     dlight.gpu.GEMV(),
     dlight.gpu.Reduction(),
     dlight.gpu.GeneralReduction(),
@@ -66,7 +79,7 @@ class ScheduleGPU:
     def _for_many_rows(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
         arguments = func.attrs.get(TENSOR_CORES)
         if arguments is None:
-            return dlight.gpu.Matmul().apply(func, self.target, False).mod["main"]
+            return _Matmul().apply(func, self.target, False).mod["main"]
         form = linear_mma(**arguments)
         pairs = list(zip(form.params, func.params, strict=True))
         pairs += [(form.params[0].shape[0], func.params[0].shape[0])]
