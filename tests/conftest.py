@@ -4,7 +4,23 @@ from pathlib import Path
 
 import pytest
 
+from runtime.errors import UserError
+
 _MODELS = Path(__file__).parents[1] / "models"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="run what is for CUDA on this machine's GPU, not emulated")
+
+
+def pytest_configure(config):
+    if config.getoption("gpu"):
+        from gpu.real_cuda import replace_emulator  # imports the compiler
+
+        try:
+            replace_emulator()
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,8 @@ def target(arch: str = "sm_80") -> Target:
     return Target({"kind": "cuda", "arch": arch}, host={"kind": "llvm"})
 
 
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    """Loads the emulated driver, and TVM's CUDA runtime on it."""
+def driver_paths() -> tuple[Path, Path]:
+    """The emulated libcuda.so.1 and libcudart.so.13, to be loaded in this order."""
     sources, flags = emulator_build.SOURCES, ["-O2", "-g1", "-Wall"]
     headers = [sources / "emulator.h", sources / "runtime.h"]
     driver_sources = [sources / name for name in ("block.cc", "memory.cc", "checker.cc", "driver.cc")]
@@ -55,9 +54,14 @@ def _driver() -> ctypes.CDLL:
         flags,
         ["-Wl,-soname,libcudart.so.13", f"-Wl,--version-script={sources / 'cudart.map'}", str(driver_path)],
     )
+    return driver_path, cudart_path
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    """Loads the emulated driver, and TVM's CUDA runtime on it."""
     # Loaded first and by these names, they are what TVM's CUDA runtime is linked with.
-    driver = ctypes.CDLL(str(driver_path), ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(cudart_path), ctypes.RTLD_GLOBAL)
+    driver, _ = (ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in driver_paths())
     ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
     if tvm.cuda(0).device_name != "CUDA emulated on the CPU":
         raise RuntimeError("TVM found another CUDA driver: the emulator needs a process without one")
@@ -128,7 +132,7 @@ def device_code(source: str, checked: bool = False) -> bytes:
 @contextlib.contextmanager
 def compiling(checked: bool = False):
     """CUDA modules that TVM makes meanwhile hold code for the emulator; ``checked`` code reports races and overruns."""
-    _driver()
+    device()
     before = tvm_ffi.get_global_func(_CALLBACK)
     tvm_ffi.register_global_func(_CALLBACK, lambda source: device_code(source, checked), override=True)
     try:
