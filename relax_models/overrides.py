@@ -84,6 +84,7 @@ def _yarn_for(config: ModelConfig, context: int) -> dict[str, Any] | None:
     if factor > _LARGEST_YARN_FACTOR:
         raise UserError(
             f"context_window_size {context} is more than {_LARGEST_YARN_FACTOR} times the {original} tokens this model "
-            f"was trained for, beyond what Qwen validated YaRN for; ask for at most {_LARGEST_YARN_FACTOR * original}."
+            f"was trained for, beyond what Qwen validated YaRN for; ask for at most {_LARGEST_YARN_FACTOR * original}, "
+            f'or say yourself how far to stretch: rope_scaling={{"rope_type": "yarn", "factor": {factor}.0}}.'
         )
     return {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": original}

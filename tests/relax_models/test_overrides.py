@@ -68,7 +68,7 @@ def test_rope_scaling():
         (QWEN, "sliding_window_size=1024", "sliding_window_size is not supported"),
         (QWEN, "rope_scaling=yarn", "rope_scaling is 'yarn'; give a JSON object or null"),
         (QWEN, 'rope_scaling={"rope_type": "su"}', "'su' is not supported"),
-        (QWEN, "context_window_size=131073", "more than 4 times the 32768 tokens"),
+        (QWEN, "context_window_size=131073", "more than 4 times the 32768 tokens.*rope_scaling=.*5.0"),
         (PRESETS["llama-3.2-1b"].config, "context_window_size=131073", "beyond the 131072 tokens.*rope_scaling="),
         (PRESETS["pangu-7b"].config, "context_window_size=65536", "beyond the 32768 tokens.*rope_scaling="),
         (tiny("mistral", sliding_window=128), "context_window_size=129", "beyond the 128 tokens.*sliding window"),
