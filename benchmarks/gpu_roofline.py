@@ -21,12 +21,20 @@ class Device:
     exponentials: float
 
 
-# Data sheets: NVIDIA H100 SXM5 and RTX 4090 (Ada whitepaper, float32 sums). mma.sync reaches 62 % of an H100's tensor
-# cores, whose own instruction is wgmma (Luo et al., arXiv:2402.13499). Apple publishes no rates: 40 cores of 128 lanes
-# at 1.38 GHz. Our Metal kernels use no simdgroup matrices, so that products are float32 FMAs there. Exponentials: 16 a
-# clock and multiprocessor; Apple a quarter of the lanes (github.com/philipturner/metal-benchmarks).
+# Dense products of 16-bit operands with 32-bit sums, everywhere.
+# H100 SXM5: NVIDIA H100 data sheet (3.35 TB/s; 1,979 TFLOPS with sparsity) and "NVIDIA H100 Tensor Core GPU Architecture"
+#   (989.4 dense, 66.9 float32, 132 multiprocessors at 1.83 GHz).
+# RTX 4090: "NVIDIA Ada GPU Architecture" 2.02, appendix A, table 2 (165.2 with float32 sums, 82.6, 1,008 GB/s, 128
+#   multiprocessors at 2.52 GHz).
+# M3 Max with 40 cores: Apple's technical specifications of the MacBook Pro, November 2023 (400 GB/s). Apple publishes no
+#   rates: 128 lanes a core at 1.38 GHz (collections of GPU data say 1.38 to 1.40). Our Metal kernels use no simdgroup
+#   matrices, so that products are float32 FMAs there.
+# mma.sync on an H100: 62.9 % of the tensor cores on average, whose own instruction is wgmma (Luo et al.,
+#   arXiv:2501.12084, measured on an H800).
+# Exponentials: 16 a clock and multiprocessor (CUDA C++ Programming Guide, throughput of native arithmetic
+#   instructions); Apple a quarter of the lanes (github.com/philipturner/metal-benchmarks, of the M1 and M2).
 DEVICES = (
-    Device("H100 SXM", 3.35e12, 66.9e12, 0.62 * 989.4e12, 989.4e12, 3.9e12),
+    Device("H100 SXM", 3.35e12, 66.9e12, 0.629 * 989.4e12, 989.4e12, 3.9e12),
     Device("RTX 4090", 1.008e12, 82.6e12, 165.2e12, 165.2e12, 5.2e12),
     Device("M3 Max", 400e9, 14.1e12, 14.1e12, 14.1e12, 1.8e12),
 )

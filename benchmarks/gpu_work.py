@@ -30,13 +30,17 @@ class Work:
 
 
 def prefill_work(config: ModelConfig, policy: Policy, past: int, new: int) -> list[Work]:
-    """A prefill step of one sequence: ``new`` tokens behind ``past`` ones, both multiples of a segment."""
+    """A prefill step of one sequence: ``new`` tokens behind ``past`` ones, both multiples of a segment.
+
+    What depends on a gate's budget is the mean of the layers that have a gate, each with its factor of base_budget.
+    """
     heads, kv, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     entry = 2 * kv * d * _ELEMENT  # K and V of a token
     queries = heads * d * _ELEMENT
     segments = range(past // policy.segment_size, (past + new) // policy.segment_size)
     blocks = [segment * policy.segment_size // policy.block_size for segment in segments]
-    seen = [min(segment * policy.segment_size, policy.base_budget) for segment in segments]
+    budgets = layer_budgets(config, policy)
+    seen = [sum(min(segment * policy.segment_size, b) for b in budgets) / len(budgets) for segment in segments]
     own = policy.segment_size * (policy.segment_size + 1) / 2
     gated_pairs = sum(policy.segment_size * kept + own for kept in seen)
     representatives = kv * d * _ELEMENT * 2 // policy.block_size  # of a token: a maximum and a minimum of each block
@@ -55,6 +59,17 @@ def prefill_work(config: ModelConfig, policy: Policy, past: int, new: int) -> li
             "attention_prefill", config, new * past + new * (new + 1) / 2, 2 * new * queries + (past + new) * entry
         ),
         _attention("attention_gated", config, gated_pairs, 2 * new * queries + (sum(seen) + new) * entry),
+    ]
+
+
+def layer_budgets(config: ModelConfig, policy: Policy) -> list[float]:
+    """Tokens that a rigid segment attends to before itself, of each layer with a gate (runtime/native/policy.h)."""
+    factors = [float(factor) for factor in policy.layer_budgets.split(",")]
+    layers = config.num_hidden_layers
+    least = max(policy.block_size, policy.keep_first + policy.keep_recent)
+    return [
+        max(policy.base_budget * factors[layer * len(factors) // layers], least)
+        for layer in range(policy.layer_skip, layers)
     ]
 
 

@@ -27,12 +27,26 @@ def test_dense_attention_sees_what_is_before_it():
 
 
 def test_gated_attention_sees_its_budget_and_its_own_segment():
-    policy = make_policy("entropy", "latent", "base_budget=1024")
+    policy = make_policy("entropy", "latent", "base_budget=1024;layer_budgets=1")
     assert policy.segment_size == 512
     works = named(prefill_work(_CONFIG, policy, 512, 2048))
     pairs = sum(512 * before + sum(range(1, 513)) for before in (512, 1024, 1024, 1024))
     assert works["attention_gated"].flops == 4 * pairs * _H * _D
     assert works["attention_gated"].flops < works["attention_prefill"].flops
+
+
+def test_every_layer_with_a_gate_has_its_budget():
+    policy = make_policy("entropy", "latent", "base_budget=1024;layer_budgets=1,.25,2;layer_skip=2")
+    layers, past, new = _CONFIG.num_hidden_layers, 1024, 1024
+    assert layers % 3 == 0
+    budgets = [1024] * (layers // 3 - 2) + [256] * (layers // 3) + [2048] * (layers // 3)
+    seen = [[min(budget, first) for budget in budgets] for first in (1024, 1536)]
+    work = named(prefill_work(_CONFIG, policy, past, new))
+    pairs = 512 * np.mean(seen, axis=1).sum() + 2 * sum(range(1, 513))
+    assert work["attention_gated"].flops == pytest.approx(4 * pairs * _H * _D)
+    chosen = np.mean(seen, axis=1).sum() / policy.block_size
+    scores = sum(first // policy.block_size for first in (1024, 1536))
+    assert work["select_blocks"].bytes == pytest.approx((scores + chosen) * _G * 4)
 
 
 def test_what_the_gate_reads():
