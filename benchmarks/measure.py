@@ -26,22 +26,28 @@ _LONGEST_STRETCH = 8  # a figure is not extrapolated to more than so many times 
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure: ``generated`` tokens after prompts of ``lengths``. ``pythons`` maps engines to the interpreters
-    that have them; ``max_seconds`` limits one generation; beyond a context of ``trained`` YaRN is switched on."""
+class WorkerPlan:
+    """What every worker is started with. ``pythons`` maps engines to the interpreters that have them; beyond a context
+    of ``trained`` YaRN is switched on."""
 
     gguf: Path
+    threads: int
+    pythons: dict[str, str]
+    trained: int
+    yarn_factor: float
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class Plan(WorkerPlan):
+    """What to measure: ``generated`` tokens after prompts of ``lengths``; ``max_seconds`` limits one generation."""
+
     prompt: Sequence[int]
     decode: Callable[[list[int]], str]
     lengths: Sequence[int]
     generated: int
     repeats: int
-    threads: int
-    pythons: dict[str, str]
     max_seconds: float
-    trained: int
-    yarn_factor: float
-    kv_bytes_per_token: int
 
 
 class Measuring:
@@ -170,7 +176,7 @@ class Measuring:
         return worker
 
 
-def start_worker(plan: Plan, variant: Variant, context: int) -> Worker:
+def start_worker(plan: WorkerPlan, variant: Variant, context: int) -> Worker:
     """The process of a variant, its weights made if they are missing; WorkerFailure if they cannot be made."""
     python = plan.pythons.get(variant.engine, sys.executable)
     match variant.weights:

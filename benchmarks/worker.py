@@ -41,6 +41,8 @@ def main(engine_name: str, settings_text: str) -> None:
                     engine = getattr(importlib.import_module(module), name)(settings)
                     prompt = request["prompt"]
                     answer = {"description": engine.description}
+                case "prompt":
+                    prompt, answer = request["prompt"], {}
                 case "warm_up":
                     engine.generate(prompt[: _WARM_UP_TOKENS[0]], _WARM_UP_TOKENS[1], lambda token: None)
                     answer = {}

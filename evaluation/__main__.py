@@ -1,4 +1,4 @@
-"""``python -m evaluation --model DIR``: how good policies are, side by side with dense on the same model."""
+"""``python -m evaluation --model DIR``: how good policies and peers are, side by side with dense on the same model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from evaluation.generators import KINDS, Generator
-from evaluation.haystack import read_text
+from benchmarks.options import Pythons
+from benchmarks.worker_client import WorkerPool
+from evaluation.peers import PeerRunner, find_peers, worker_plan
 from evaluation.policies import DENSE
-from evaluation.prepare import load_policies, make_jobs, open_sessions, room_of
+from evaluation.prepare import find_rows, load_policies, make_jobs, open_sessions, room_of, split_names
+from evaluation.progress import run_all
 from evaluation.report import write_report
-from evaluation.rows import Row, read_tasks
-from evaluation.runner import Job, Runner, RunOptions
+from evaluation.runner import Runner, RunOptions
 from evaluation.session import Session
 from evaluation.store import ResultStore, RunSettings
 from evaluation.summary import summarize
@@ -77,26 +76,41 @@ def main(
             "of any library that are dense attention there.",
         ),
     ] = False,
+    peer: Annotated[
+        list[str],
+        typer.Option(
+            help="A row of the benchmarks beside the policies, such as 'openvino Q4_0 TRISHAPE': its greedy answers to "
+            "the same token ids, without likelihoods; once for each. Needs --gguf.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    gguf: Annotated[Path | None, typer.Option(help="The model for the peers.", exists=True, dir_okay=False)] = None,
+    python: Pythons = None,
     baseline: Annotated[str, typer.Option(help="Name of the policy that others are compared with.")] = DENSE,
     output: Annotated[Path, typer.Option("--output", "-o", help="Report; .jsonl, .md, .png lie beside it.")] = Path(
         "dist/evaluation.json"
     ),
 ) -> None:
-    """Compare policies on a model. A run that was stopped goes on when the same command is given again."""
+    """Compare policies on a model, and peers. A run that was stopped goes on when the same command is given again."""
     with user_errors():
         if output.suffix != ".json":
             raise UserError(f"--output {output} must end in .json: the other files of the report are named after it")
         config = read_chat_config(model)
         policies = load_policies(policy, model)
+        peers = find_peers(peer)
+        if second_turn and peers:
+            raise UserError("peers answer one question: leave out --second-turn, or --peer")
         names = [p.name for p in policies]
         if baseline not in names:
             raise UserError(f"no policy is called {baseline}: choose the one to compare with by --baseline")
         tokenizer = Tokenizer(model)
-        found = _rows(tokenizer, data, _split(generate), _split(tasks), text, lengths, seed, rows)
+        found = find_rows(tokenizer, data, split_names(generate), split_names(tasks), text, lengths, seed, rows)
         if second_turn and not tokenizer.has_chat_template:
             raise UserError(f"{model} has no chat template, so there are no second turns: leave out --second-turn")
         room = room_of(config, policies)
         jobs = make_jobs(tokenizer, found, room, max_prompt_tokens, rows, min_new_tokens if second_turn else None)
+        longest = max(len(job.prompt_ids) + job.row.max_new_tokens for job in jobs)
+        plan = worker_plan(gguf, python or [], config.vocab_size, longest) if peers else None
         options = RunOptions(max_answer_tokens, second_turn, min_new_tokens, share_short_prompts)
         settings = RunSettings(
             common={
@@ -106,13 +120,17 @@ def main(
                 **({"min_new_tokens": min_new_tokens} if second_turn else {}),
                 "share_short_prompts": share_short_prompts,
             },
-            policies={p.name: p.describe() | {"library_sha256": _hash(p.library.path)} for p in policies},
+            policies={p.name: p.describe() | {"library_sha256": _hash(p.library.path)} for p in policies}
+            | {p.label: {"gguf": plan.gguf.name, "weights": p.weights, "options": p.options} for p in peers},
         )
         store = ResultStore(output.with_suffix(".jsonl"), settings)
         sessions = open_sessions(model, config, policies, tokenizer, max(len(job.prompt_ids) for job in jobs))
-        interrupted = _run(Runner(policies, sessions, store, options), jobs)
+        with WorkerPool() as pool:
+            others = PeerRunner(peers, plan, longest, pool, tokenizer, config.stop_token_ids, store)
+            interrupted = run_all([Runner(policies, sessions, store, options), others], jobs)
         wanted = {job.row.id for job in jobs}
-        summary = summarize((r for r in store.results.values() if r.row in wanted), names, baseline)
+        columns = [*names, *(p.label for p in peers)]
+        summary = summarize((r for r in store.results.values() if r.row in wanted), columns, baseline, others.gaps)
         run: dict[str, Any] = {"command": " ".join(["python", *sys.orig_argv[1:]]), **settings.model_dump()}
         files = write_report(summary, run, output)
     for session in sessions.values():
@@ -123,64 +141,6 @@ def main(
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130)
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _rows(
-    tokenizer: Tokenizer,
-    data: Path | None,
-    kinds: list[str],
-    patterns: list[str],
-    text: Path | None,
-    lengths: str,
-    seed: int,
-    rows: int,
-) -> dict[str, list[Row]]:
-    found = {} if data is None else read_tasks(data, patterns)
-    if kinds or data is None:
-        generator = Generator(read_text(text), lambda piece: len(tokenizer.encode(piece)), seed)
-        found |= generator.tasks(kinds or list(KINDS), rows, _numbers(lengths))
-    return found
-
-
-def _numbers(lengths: str) -> list[int]:
-    try:
-        numbers = [int(length) for length in _split(lengths)]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"--lengths {lengths} is no list of token counts: write for instance 1000,4000")
-    return numbers
-
-
-def _run(runner: Runner, jobs: list[Job]) -> bool:
-    """Run all jobs with a progress bar (lines, if stderr is no terminal); whether Ctrl-C ended it."""
-    total = sum(runner.work(job) for job in jobs)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    # Speed over a long time: rows differ much in length.
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=1800, auto_refresh=False)
-    task = bar.add_task("evaluation", total=total)
-
-    def on_prefill(job: Job, tokens: int) -> None:
-        bar.update(task, advance=tokens, description=job.row.id, refresh=console.is_terminal)
-        if not console.is_terminal:
-            state = bar.tasks[0]
-            left = "?" if state.time_remaining is None else f"{state.time_remaining / 60:.1f}"
-            print(f"{state.percentage:.0f} %, {left} minutes left: {job.row.id}, {tokens} tokens", file=sys.stderr)
-
-    try:
-        if console.is_terminal:
-            bar.start()
-        runner.run(jobs, on_prefill)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        bar.stop()
-    return False
 
 
 def _speed(session: Session) -> str:

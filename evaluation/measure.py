@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
-from evaluation.branch import Branch, log_probability
+from evaluation.branch import Answer, Branch, log_probability
 from evaluation.code_sandbox import pass_at_1
 from evaluation.metrics import TEXT_METRICS
 from evaluation.policies import EvaluatedPolicy
@@ -24,7 +26,7 @@ class Outcome(BaseModel):
     """Answers and scores of a policy on a row.
 
     ``scores``: the first is the one that reports show. ``log_likelihood`` (natural) is the sum over the first
-    ``answer_tokens`` tokens of the reference answer. ``second_*`` are those of the second turn; ``second_kept`` is the
+    ``answer_tokens`` tokens of the reference answer; None where the engine tells no probabilities. ``second_*`` are those of the second turn; ``second_kept`` is the
     share of its past that the cache held when the second question had been read.
     """
 
@@ -32,8 +34,8 @@ class Outcome(BaseModel):
     output_tokens: int
     finished: bool
     scores: dict[str, float]
-    log_likelihood: float
-    answer_tokens: int
+    log_likelihood: float | None = None
+    answer_tokens: int | None = None
     reason: str = ""
     second_output: str | None = None
     second_scores: dict[str, float] | None = None
@@ -77,21 +79,26 @@ def measure(
         answer = branch.answer(row.max_new_tokens, row.stop, min_new_tokens if second_turn else 0)
         if second_turn:
             second = _second_turn(tokenizer, branch, row, max_answer_tokens)
+    return scored(row, answer, letters, log_likelihood=log_likelihood, answer_tokens=len(reference), **second)
+
+
+def scored(
+    row: Row, answer: Answer, first_scores: Mapping[str, float] = MappingProxyType({}), **others: Any
+) -> Outcome:
+    """The outcome of an answer; ``first_scores`` come before those of its text, ``others`` are further fields."""
     reason = ""
     if row.metric == PASS_AT_1:
         verdict = pass_at_1(answer.text, row.question, row.test, row.entry_point)
         scores, reason = {PASS_AT_1: float(verdict.passed)}, verdict.reason
     else:
-        scores = letters | _text_scores(row.metric, answer.text, row.answers)
+        scores = dict(first_scores) | _text_scores(row.metric, answer.text, row.answers)
     return Outcome(
         output=answer.text,
         output_tokens=len(answer.token_ids),
         finished=answer.finished,
         scores=scores,
-        log_likelihood=log_likelihood,
-        answer_tokens=len(reference),
         reason=reason,
-        **second,
+        **others,
     )
 
 

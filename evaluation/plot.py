@@ -47,11 +47,11 @@ def _retrieval(axes: Axes, summary: Summary) -> None:
 
 def _likelihood(axes: Axes, summary: Summary) -> None:
     axes.set_title(f"log-likelihood a token, against {summary.baseline} (95 %)")
-    others = [policy for policy in summary.policies if policy != summary.baseline]
+    lines = summary.log_likelihood
+    others = [policy for policy in summary.policies if all(policy in line.interval for line in lines)]
     if not others:
         axes.text(0.5, 0.5, f"only {summary.baseline}", ha="center", transform=axes.transAxes)
         return
-    lines = summary.log_likelihood
     axes.axhline(0.0, color="grey", linewidth=0.8)
     for number, policy in enumerate(others):
         intervals = [line.interval[policy] for line in lines]

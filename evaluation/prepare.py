@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.generators import KINDS, Generator
+from evaluation.haystack import read_text
 from evaluation.measure import check_metric
 from evaluation.policies import EvaluatedPolicy, PolicyArgument, default_policies, with_settings
 from evaluation.prompts import prompt_ids, second_turn_ids
-from evaluation.rows import Row, in_turns
+from evaluation.rows import Row, in_turns, read_tasks
 from evaluation.runner import Job
 from evaluation.session import Session
 from runtime.artifact import ChatConfig, find_library
@@ -36,6 +38,39 @@ def load_policies(arguments: Sequence[str], model: Path) -> list[EvaluatedPolicy
             libraries[path] = ModelLibrary(path)
         policies.append(with_settings(argument.name, libraries[path], argument.settings))
     return policies
+
+
+def split_names(names: str) -> list[str]:
+    """The parts between commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def find_rows(
+    tokenizer: Tokenizer,
+    data: Path | None,
+    kinds: list[str],
+    patterns: list[str],
+    text: Path | None,
+    lengths: str,
+    seed: int,
+    rows: int,
+) -> dict[str, list[Row]]:
+    """Rows by task, of a folder and of the generators of ``kinds`` (by default all of them, if there is no folder)."""
+    found = {} if data is None else read_tasks(data, patterns)
+    if kinds or data is None:
+        generator = Generator(read_text(text), lambda piece: len(tokenizer.encode(piece)), seed)
+        found |= generator.tasks(kinds or list(KINDS), rows, _numbers(lengths))
+    return found
+
+
+def _numbers(lengths: str) -> list[int]:
+    try:
+        numbers = [int(length) for length in split_names(lengths)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"--lengths {lengths} is no list of token counts: write for instance 1000,4000")
+    return numbers
 
 
 def room_of(config: ChatConfig, policies: list[EvaluatedPolicy]) -> int:

@@ -59,7 +59,9 @@ def write_report(summary: Summary, run: dict[str, Any], json_path: Path) -> list
 
 def _heading(summary: Summary) -> str:
     unfinished = f"; {summary.incomplete_rows} rows are not finished and left out" if summary.incomplete_rows else ""
-    return f"{summary.rows} rows, {len(summary.policies)} policies{unfinished}.\n"
+    lines = [f"{summary.rows} rows, {len(summary.policies)} policies{unfinished}.\n"]
+    lines += [f"- {note}" for note in summary.notes]
+    return "\n".join(lines) + ("\n" if summary.notes else "")
 
 
 def _section(title: str, lines: list[Line], summary: Summary, caption: str, cell: _Cell) -> list[str]:
@@ -70,7 +72,8 @@ def _section(title: str, lines: list[Line], summary: Summary, caption: str, cell
     rows = []
     for line in lines:
         cells = [line.group] * groups + [line.name] + [line.measure] * measures + [str(line.rows)]
-        rows.append(cells + [cell(line, policy, summary.baseline) for policy in summary.policies])
+        there = {policy: cell(line, policy, summary.baseline) for policy in line.means}
+        rows.append(cells + [there.get(policy, "none") for policy in summary.policies])
     return [f"## {title}\n", f"{caption}\n", *_table(head, rows), ""]
 
 

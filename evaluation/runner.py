@@ -54,17 +54,16 @@ class Runner:
         """Tokens that a row still has to be prefilled, over all policies."""
         return len(self._groups(job)) * len(job.prompt_ids)
 
-    def run(self, jobs: Sequence[Job], on_prefill: Progress) -> None:
+    def run(self, job: Job, on_prefill: Progress) -> None:
         """Run what the store does not have yet; ``on_prefill(job, tokens)`` after each shared prefill and its answers.
 
         An exception (Ctrl-C) loses the results of one prefill at most.
         """
-        for job in jobs:
+        self._copy_dense(job)
+        for group in self._groups(job):
+            self._run_group(job, group)
             self._copy_dense(job)
-            for group in self._groups(job):
-                self._run_group(job, group)
-                self._copy_dense(job)
-                on_prefill(job, len(job.prompt_ids))
+            on_prefill(job, len(job.prompt_ids))
 
     def _groups(self, job: Job) -> list[list[EvaluatedPolicy]]:
         """The policies that the row lacks, those together that one prefill serves."""
@@ -88,7 +87,7 @@ class Runner:
         for policy in others:
             if self._store.has(job.row.id, first.name) and not self._store.has(job.row.id, policy.name):
                 outcome = self._store.results[job.row.id, first.name].outcome
-                self._store.add(_result(job, policy, outcome))
+                self._store.add(result_of(job, policy.name, outcome))
 
     def _run_group(self, job: Job, group: list[EvaluatedPolicy]) -> None:
         outcomes: dict[tuple, Outcome] = {}
@@ -106,14 +105,16 @@ class Runner:
                         second_turn=self._options.second_turn,
                         min_new_tokens=self._options.min_new_tokens,
                     )
-                self._store.add(_result(job, policy, outcomes[key]))
+                self._store.add(result_of(job, policy.name, outcomes[key]))
 
 
-def _result(job: Job, policy: EvaluatedPolicy, outcome: Outcome) -> Result:
+def result_of(job: Job, policy: str, outcome: Outcome, engine: str | None = None) -> Result:
+    """A line of the store."""
     row = job.row
     return Result(
         row=row.id,
-        policy=policy.name,
+        policy=policy,
+        engine=engine,
         task=row.task,
         category=row.category,
         bucket=row.bucket,

@@ -20,10 +20,11 @@ class RunSettings(BaseModel):
 
 
 class Result(BaseModel):
-    """The result of one policy on one row: a line of the file."""
+    """The result of one policy on one row: a line of the file. ``engine``: what a peer says of itself."""
 
     row: str
     policy: str
+    engine: str | None = None
     task: str
     category: str
     bucket: str

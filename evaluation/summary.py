@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from pydantic import BaseModel
 
@@ -30,10 +31,11 @@ class Summary(BaseModel):
 
     ``totals`` and ``categories``: means of the tasks' means, so that a task counts once however many rows it has.
     All others are means over rows. ``log_likelihood``: natural logarithm a token of the reference answer. ``solved``:
-    problems of pass@1 tasks.
+    problems of pass@1 tasks. ``notes``: what the peers are, and what is missing of them.
     """
 
     policies: list[str]
+    notes: list[str]
     baseline: str
     rows: int
     incomplete_rows: int
@@ -49,17 +51,25 @@ class Summary(BaseModel):
     second_turn: SecondTurn | None
 
 
-def summarize(results: Iterable[Result], policies: Sequence[str], baseline: str) -> Summary:
-    """Tables over the rows that all ``policies`` have."""
+def summarize(
+    results: Iterable[Result], policies: Sequence[str], baseline: str, gaps: Mapping[str, str] = MappingProxyType({})
+) -> Summary:
+    """Tables over the rows that all ``policies`` have, but for those that have no row and are named in ``gaps``.
+
+    ``gaps``: by policy, why rows are missing.
+    """
     by_row: dict[str, dict[str, Result]] = defaultdict(dict)
     for result in results:
         if result.policy in policies:
             by_row[result.row][result.policy] = result
-    rows = [row for row in by_row.values() if len(row) == len(policies)]
+    there = {policy for row in by_row.values() for policy in row}
+    policies = [policy for policy in policies if policy in there or policy not in gaps]
+    rows = [_comparable(row) for row in by_row.values() if len(row) == len(policies)]
     table = Table(rows, policies, baseline)
     second = Table([row for row in rows if all(r.outcome.second_scores for r in row.values())], policies, baseline)
     return Summary(
-        policies=list(policies),
+        policies=policies,
+        notes=_notes(by_row.values(), gaps),
         baseline=baseline,
         rows=len(rows),
         incomplete_rows=len(by_row) - len(rows),
@@ -78,6 +88,24 @@ def summarize(results: Iterable[Result], policies: Sequence[str], baseline: str)
         retrieval_by_length=table.part(lambda r: r.category == RETRIEVAL).by_length(_first_score),
         second_turn=_second_turn(second) if second.rows else None,
     )
+
+
+def _comparable(row: dict[str, Result]) -> dict[str, Result]:
+    """A row with the scores that all its policies have: a peer gives no likelihood of letters."""
+    shared = set.intersection(*(set(result.outcome.scores) for result in row.values()))
+    found = {}
+    for policy, result in row.items():
+        scores = {name: value for name, value in result.outcome.scores.items() if name in shared}
+        found[policy] = result.model_copy(update={"outcome": result.outcome.model_copy(update={"scores": scores})})
+    return found
+
+
+def _notes(rows: Iterable[dict[str, Result]], gaps: Mapping[str, str]) -> list[str]:
+    engines: dict[tuple[str, str], None] = {
+        (r.policy, r.engine): None for row in rows for r in row.values() if r.engine is not None
+    }
+    notes = [f"{policy}: {engine}; no likelihoods, it is asked for tokens only" for policy, engine in engines]
+    return notes + [f"{policy}: gap, {reason}" for policy, reason in gaps.items()]
 
 
 def _second_turn(table: Table) -> SecondTurn:
@@ -151,7 +179,9 @@ def _second_score(result: Result) -> float:
     return next(iter(result.outcome.second_scores.values()))
 
 
-def _log_likelihood(result: Result) -> float:
+def _log_likelihood(result: Result) -> float | None:
+    if result.outcome.log_likelihood is None:
+        return None
     return result.outcome.log_likelihood / max(1, result.outcome.answer_tokens)
 
 

@@ -14,11 +14,11 @@ from evaluation.store import Result
 LENGTH_EDGES = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 Rows = list[dict[str, Result]]  # the results of one row, by policy
-Score = Callable[[Result], float]
+Score = Callable[[Result], float | None]  # None: this policy has no such figure
 
 
 class Line(BaseModel):
-    """One line of a table: the mean of each policy over the same rows.
+    """One line of a table: the mean of each policy over the same rows; a policy without a figure is missing.
 
     ``interval``: of the difference to the baseline, by policy, from a paired bootstrap over rows.
     """
@@ -81,16 +81,17 @@ class Table:
 
     def _line(self, name: str, group: str, measure: str, groups: list[Rows], score: Score) -> Line:
         values = {p: [[score(row[p]) for row in rows] for rows in groups] for p in self.policies}
+        values = {p: found for p, found in values.items() if not any(None in group for group in found)}
         baseline = values[self.baseline]
         return Line(
             name=name,
             group=group,
             measure=measure,
             rows=sum(map(len, groups)),
-            means={policy: fmean(map(fmean, values[policy])) for policy in self.policies},
+            means={policy: fmean(map(fmean, found)) for policy, found in values.items()},
             interval={
-                policy: grouped_interval(list(zip(values[policy], baseline)))
-                for policy in self.policies
+                policy: grouped_interval(list(zip(found, baseline)))
+                for policy, found in values.items()
                 if policy != self.baseline
             },
         )
