@@ -11,8 +11,9 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
 from benchmarks import options
+from benchmarks.gpu_kernels import gpu_kernel_section, measure_gpu_kernels
 from benchmarks.gpu_resources import library_resources, violations
-from benchmarks.gpu_table import resource_table, write_gpu_docs
+from benchmarks.gpu_table import CHUNK, CONTEXT, ROOFLINE_MODEL, resource_table, write_gpu_docs
 from benchmarks.kernels import kernel_table, measure_kernels
 from benchmarks.limits import kv_bytes_per_token
 from benchmarks.long_prompt_command import long_prompt
@@ -32,6 +33,7 @@ from passes.target import parse_target
 from relax_models.config_gguf import config_from_gguf
 from runtime.console import user_errors
 from runtime.errors import UserError
+from runtime.policy import make_policy
 from runtime.tvm_runtime import usable_cores
 
 _CORES = usable_cores()
@@ -136,19 +138,25 @@ def compile_times(
 
 @app.command()
 def kernels(
-    target: Annotated[str, typer.Option(help="llvm target, as for compile.py.")] = "llvm",
+    target: Annotated[str, typer.Option(help="llvm target, as for compile.py; on a CPU.")] = "llvm",
     threads: options.Threads = _CORES,
+    device: options.Device = "cpu",
     output: options.Output = None,
 ) -> None:
-    """Every kernel as a share of the machine's measured peak."""
+    """Every kernel as a share of the machine's measured peak; a GPU's beside the roofline on paper."""
     with user_errors():
-        llvm = parse_target(target)
-    run_in_own_session()
-    use_threads(threads)
-    result = measure_kernels(llvm, threads, raise_priority(), console.print)
-    path = output or RESULTS / "kernels.json"
+        if options.checked_device(device) == "cuda":
+            model = (ROOFLINE_MODEL.display_name, ROOFLINE_MODEL.config, make_policy(), CONTEXT, CHUNK)
+            result = measure_gpu_kernels(*model, console.print)
+            path, table = output or RESULTS / "kernels_cuda.json", gpu_kernel_section(result)
+        else:
+            llvm = parse_target(target)
+            run_in_own_session()
+            use_threads(threads)
+            result = measure_kernels(llvm, threads, raise_priority(), console.print)
+            path, table = output or RESULTS / "kernels.json", kernel_table(result)
     write(result, path)
-    console.print(kernel_table(result))
+    console.print(table)
     console.print(f"written to {path}")
 
 
@@ -174,9 +182,7 @@ def report() -> None:
     write_docs()
 
 
-def _rows(
-    model_dirs: list[Path] | None, policies: list[str] | None, engines: str | None, device: str
-) -> list[Variant]:
+def _rows(model_dirs: list[Path] | None, policies: list[str] | None, engines: str | None, device: str) -> list[Variant]:
     if engines is None:
         names = ["ours"] if device != "cpu" else list(ENGINES) if model_dirs else [e for e in ENGINES if e != "ours"]
     else:

@@ -10,7 +10,7 @@ from runtime.policy import Policy
 
 @dataclass(frozen=True)
 class Device:
-    """Peaks a second. ``matrix_flops`` are dense 16-bit products with 32-bit sums, as far as our instructions reach
+    """Peaks a second; ``driver_name`` is in what the driver calls it. ``matrix_flops`` are dense 16-bit products with 32-bit sums, as far as our instructions reach
     them; ``peak_flops`` what the data sheet says of those."""
 
     name: str
@@ -19,6 +19,7 @@ class Device:
     matrix_flops: float
     peak_flops: float
     exponentials: float
+    driver_name: str | None = None
 
 
 # Dense products of 16-bit operands with 32-bit sums, everywhere.
@@ -34,10 +35,15 @@ class Device:
 # Exponentials: 16 a clock and multiprocessor (CUDA C++ Programming Guide, throughput of native arithmetic
 #   instructions); Apple a quarter of the lanes (github.com/philipturner/metal-benchmarks, of the M1 and M2).
 DEVICES = (
-    Device("H100 SXM", 3.35e12, 66.9e12, 0.629 * 989.4e12, 989.4e12, 3.9e12),
-    Device("RTX 4090", 1.008e12, 82.6e12, 165.2e12, 165.2e12, 5.2e12),
+    Device("H100 SXM", 3.35e12, 66.9e12, 0.629 * 989.4e12, 989.4e12, 3.9e12, "H100 80GB HBM3"),
+    Device("RTX 4090", 1.008e12, 82.6e12, 165.2e12, 165.2e12, 5.2e12, "RTX 4090"),
     Device("M3 Max", 400e9, 14.1e12, 14.1e12, 14.1e12, 1.8e12),
 )
+
+
+def device_named(name: str) -> Device | None:
+    """The data sheet of the GPU that NVIDIA's driver calls ``name``, None if it is not here."""
+    return next((device for device in DEVICES if device.driver_name and device.driver_name in name), None)
 
 
 def least_seconds(work: Work, device: Device) -> tuple[float, str]:

@@ -10,8 +10,8 @@ from benchmarks.report import DOCS, replace_section
 from relax_models.presets import PRESETS
 from runtime.policy import make_policy
 
-_PRESET = "qwen2.5-7b"  # the roofline's model
-_CONTEXT, _CHUNK = 32768, 2048  # tokens
+ROOFLINE_MODEL = PRESETS["qwen2.5-7b"]
+CONTEXT, CHUNK = 32768, 2048  # tokens
 
 
 def resource_table(kernels: list[KernelResources]) -> str:
@@ -36,5 +36,5 @@ def write_gpu_docs(library: Path, kernels: list[KernelResources], docs: Path = D
     page = docs / "gpu.md"
     intro = f"Of `{library.name}`; registers of a thread and, in brackets, occupancy. Sizes in bytes."
     document = replace_section(page.read_text(), "resources", f"{intro}\n\n{resource_table(kernels)}")
-    section = roofline_section(PRESETS[_PRESET].display_name, PRESETS[_PRESET].config, make_policy(), _CONTEXT, _CHUNK)
+    section = roofline_section(ROOFLINE_MODEL.display_name, ROOFLINE_MODEL.config, make_policy(), CONTEXT, CHUNK)
     page.write_text(replace_section(document, "roofline", section))

@@ -20,6 +20,7 @@ class Work:
     flops : of products and sums.
     exponentials : of softmaxes.
     matrix : whether our kernel's products are those of tensor cores where there are any.
+    matrix_shape : (input, output features) of a linear layer.
     """
 
     kernel: str
@@ -27,6 +28,7 @@ class Work:
     flops: float = 0.0
     exponentials: float = 0.0
     matrix: bool = False
+    matrix_shape: tuple[int, int] | None = None
 
 
 def prefill_work(config: ModelConfig, policy: Policy, past: int, new: int) -> list[Work]:
@@ -111,6 +113,12 @@ def _linears(config: ModelConfig, rows: int) -> list[Work]:
         "down_proj": (config.intermediate_size, config.hidden_size),
     }
     return [
-        Work(f"linear {name}", k * n * _WEIGHT + rows * (k + n) * _ELEMENT, 2.0 * rows * k * n, matrix=rows > 1)
+        Work(
+            f"linear {name}",
+            k * n * _WEIGHT + rows * (k + n) * _ELEMENT,
+            2.0 * rows * k * n,
+            matrix=rows > 1,
+            matrix_shape=(k, n),
+        )
         for name, (k, n) in shapes.items()
     ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from tvm.target import Target
 
 from benchmarks import kernel_cases as cases
+from benchmarks.kernel_calls import Place
 from benchmarks.markdown import markdown
 from benchmarks.peak import Peak, measure_peak
 from benchmarks.store import KernelFigure, Kernels, this_run
@@ -15,32 +16,32 @@ _ROWS = (1, 7, 33, 128, 512, 2048)
 _ATTENTION = ((14, 2, 64), (9, 3, 64))  # (q heads, kv heads, head_dim) of Qwen2.5-0.5B and SmolLM2-135M
 
 
-def _compute_cases(target: Target) -> Iterator[cases.KernelCase]:
+def _compute_cases(place: Place) -> Iterator[cases.KernelCase]:
     """Those that are bounded by multiply-adds."""
     for weight_format in ("bf16_n32k2", "q4_n32g32"):
         for m in _ROWS[1:]:
-            yield cases.swiglu_case(_INTERMEDIATE, _HIDDEN, m, weight_format, target)
-            yield cases.linear_case(_HIDDEN, _INTERMEDIATE, m, weight_format, target)
-            yield cases.linear_case(_QKV, _HIDDEN, m, weight_format, target)
+            yield cases.swiglu_case(place, _INTERMEDIATE, _HIDDEN, m, weight_format)
+            yield cases.linear_case(place, _HIDDEN, _INTERMEDIATE, m, weight_format)
+            yield cases.linear_case(place, _QKV, _HIDDEN, m, weight_format)
     for length in (512, 2048, 8192):
         for heads in _ATTENTION:
-            yield cases.prefill_attention_case(*heads, length, target)
-    yield cases.prefill_attention_case(*_ATTENTION[0], 32768, target)
+            yield cases.prefill_attention_case(place, *heads, length)
+    yield cases.prefill_attention_case(place, *_ATTENTION[0], 32768)
     for length in (8192, 32768):
         for heads in _ATTENTION:
-            yield cases.gated_attention_case(*heads, length, target)
+            yield cases.gated_attention_case(place, *heads, length)
 
 
-def _streaming_cases(target: Target) -> Iterator[cases.KernelCase]:
+def _streaming_cases(place: Place) -> Iterator[cases.KernelCase]:
     """Those that are bounded by reading weights or the cache."""
     for weight_format in ("bf16_n32k2", "q4_n32g32"):
-        yield cases.swiglu_case(_INTERMEDIATE, _HIDDEN, 1, weight_format, target)
-        yield cases.linear_case(_HIDDEN, _INTERMEDIATE, 1, weight_format, target)
-        yield cases.linear_case(_QKV, _HIDDEN, 1, weight_format, target)
-        yield cases.linear_case(_VOCABULARY, _HIDDEN, 1, weight_format, target)
+        yield cases.swiglu_case(place, _INTERMEDIATE, _HIDDEN, 1, weight_format)
+        yield cases.linear_case(place, _HIDDEN, _INTERMEDIATE, 1, weight_format)
+        yield cases.linear_case(place, _QKV, _HIDDEN, 1, weight_format)
+        yield cases.linear_case(place, _VOCABULARY, _HIDDEN, 1, weight_format)
     for length in (4096, 32768):
         for heads in _ATTENTION:
-            yield cases.decode_attention_case(*heads, length, target)
+            yield cases.decode_attention_case(place, *heads, length)
 
 
 def measure_kernels(target: Target, threads: int, priority: str, say: Callable[[str], None]) -> Kernels:
@@ -48,7 +49,8 @@ def measure_kernels(target: Target, threads: int, priority: str, say: Callable[[
     peak = measure_peak(target, threads)
     say(f"measured {peak}")
     measured = []
-    for streaming, all_cases in ((False, _compute_cases(target)), (True, _streaming_cases(target))):
+    place = cases.cpu_place(target)
+    for streaming, all_cases in ((False, _compute_cases(place)), (True, _streaming_cases(place))):
         for case in all_cases:
             sample = best_of(case.call, threads)
             work = case.streamed_bytes if streaming else case.flops

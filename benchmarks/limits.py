@@ -34,14 +34,14 @@ def decode_bytes(config: ModelConfig, context: int, quantization: str) -> tuple[
 
 def limits_table(speed: Speed) -> str:
     """Markdown, a row a length: the counted work, the speed at which this machine's measured peak would do it, and our
-    rows as a share of that. Empty without rows of ours."""
+    rows as a share of that. Empty without rows of ours or a measured peak."""
     config = ModelConfig(**speed.config)
     ours = [label for label in variants(speed) if label.startswith("ours")]
-    if not ours:
+    peak = speed.runs[-1].peak
+    if not ours or peak is None:
         return ""
     quantization = ours[0].rsplit(" ", 1)[-1]
     ours = [label for label in ours if label.endswith(quantization)]
-    peak = speed.runs[-1].peak
     head = ["prompt", "TFLOP: products + attention", "prefill limit, tok/s", *ours]
     rows = [[*head, "MB read a token: weights + cache", "decode limit, tok/s", *ours]]
     rows.append(["---:"] * len(rows[0]))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from runtime.device import missing_device
 from runtime.errors import UserError
 
 Gguf = Annotated[
@@ -22,7 +23,16 @@ Policies = Annotated[
         "library beside the model folder.",
     ),
 ]
-Engines = Annotated[str, typer.Option(help="Names of the rows to measure, or beginnings of them, comma-separated.")]
+Engines = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the rows to measure, or beginnings of them, comma-separated; default: all on the CPU, ours on a"
+        " GPU."
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="Where our rows run: cpu, or cuda with a library that was compiled with --target cuda.")
+]
 Lengths = Annotated[str, typer.Option(help="Prompt lengths in tokens.")]
 Text = Annotated[
     Path | None, typer.Option("--text", help="What prompts are made of; default: the source of the standard library.")
@@ -38,6 +48,15 @@ Pythons = Annotated[
 ]
 YarnFactor = Annotated[float, typer.Option(help="Of YaRN, for what is longer than the context of the training.")]
 Output = Annotated[Path | None, typer.Option(help="JSON file; default: in benchmarks/results.")]
+
+
+def checked_device(device: str) -> str:
+    """``device``; UserError if it is neither cpu nor cuda, or no CUDA device is here."""
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: choose cpu or cuda")
+    if device == "cuda" and (missing := missing_device(device)):
+        raise UserError(f"--device cuda needs an NVIDIA GPU, and no CUDA device was found: {missing}")
+    return device
 
 
 def token_counts(text: str, option: str) -> list[int]:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from benchmarks.gpu_kernels import gpu_kernel_section
 from benchmarks.kernels import kernel_table
 from benchmarks.limits import limits_table
 from benchmarks.long_prompt_plot import plot_long_prompt
@@ -12,7 +13,7 @@ from benchmarks.markdown import circumstances
 from benchmarks.operator_table import operator_table
 from benchmarks.plots import plot
 from benchmarks.start_up import compile_section
-from benchmarks.store import RESULTS, Compile, Kernels, Run, Speed
+from benchmarks.store import RESULTS, Compile, GpuKernels, Kernels, Run, Speed
 from benchmarks.tables import METRICS, answers, gaps, speed_table, variants
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -80,6 +81,11 @@ def write_docs(results: Path = RESULTS, docs: Path = DOCS) -> None:
     if long_prompts := [_long_prompt(path, docs) for path in sorted(results.glob("long_prompt_*.json"))]:
         document = replace_section(document, "long-prompt", "\n\n".join(long_prompts))
     page.write_text(document)
+    for path in results.glob("kernels_cuda.json"):
+        on_gpu = GpuKernels.model_validate_json(path.read_text())
+        page = docs / "gpu.md"
+        section = f"{gpu_kernel_section(on_gpu)}\n\n{circumstances(on_gpu.run)}"
+        page.write_text(replace_section(page.read_text(), "measured", section))
     page = docs / "entropy-inference.md"
     page.write_text(replace_section(page.read_text(), "policies", "\n\n".join(ours)))
 

@@ -18,7 +18,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Run(BaseModel):
-    """Circumstances of a run: one start of a command. ``commit`` ends in "+" when the tree differed from it."""
+    """Circumstances of a run: one start of a command. ``commit`` ends in "+" when the tree differed from it;
+    ``peak`` is the CPU's, None of a run on a GPU."""
 
     command: str
     date: str
@@ -26,17 +27,17 @@ class Run(BaseModel):
     machine: dict[str, str | int]
     threads: int
     priority: str
-    peak: Peak
+    peak: Peak | None
 
 
-def this_run(threads: int, priority: str, peak: Peak) -> Run:
+def this_run(threads: int, priority: str, peak: Peak | None, device: str = "cpu") -> Run:
     command = " ".join(["python", *sys.orig_argv[1:]])
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return Run(
         command=command,
         date=date,
         commit=_commit(),
-        machine=describe_machine(),
+        machine=describe_machine(device),
         threads=threads,
         priority=priority,
         peak=peak,
@@ -123,6 +124,30 @@ class Kernels(BaseModel):
     figures: list[KernelFigure]
 
 
+class GpuFigure(BaseModel):
+    """A kernel in a "prefill" or "decode" ``step``: its least work, its time, and the time on paper and what bounds it,
+    if the GPU's data sheet is known."""
+
+    step: str
+    kernel: str
+    bytes: float
+    flops: float
+    seconds: float
+    least_seconds: float | None = None
+    bound: str = ""
+
+
+class GpuKernels(BaseModel):
+    """A run of ``python -m benchmarks kernels --device cuda``: a layer of ``model``, ``chunk`` tokens that end a prompt
+    of ``context``."""
+
+    run: Run
+    model: str
+    context: int
+    chunk: int
+    figures: list[GpuFigure]
+
+
 class Start(BaseModel):
     """Seconds of each repeat, and peak memory of an engine's process, or why there are none."""
 
@@ -142,7 +167,7 @@ class Compile(BaseModel):
     start: list[Start]
 
 
-def read_speed(path: Path, model: str, text: str, config: dict[str, Any]) -> Speed:
+def read_speed(path: Path, model: str, text: str, config: dict[str, Any], device: str = "cpu") -> Speed:
     """What is stored in ``path``, to go on with; empty if there is no file. UserError if it is of something else."""
     if not path.is_file():
         return Speed(model=model, text=text, config=config)
@@ -152,7 +177,7 @@ def read_speed(path: Path, model: str, text: str, config: dict[str, Any]) -> Spe
             f"{path} holds figures of {speed.model} with {speed.text}, not of {model} with {text}: give another"
             " --output"
         )
-    if any(run.machine != describe_machine() for run in speed.runs):
+    if any(run.machine != describe_machine(device) for run in speed.runs):
         raise UserError(f"{path} holds figures of another machine: give another --output")
     return speed
 

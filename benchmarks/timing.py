@@ -104,15 +104,24 @@ class GenerationTimer:
         return Generation(prefill, decode, max(count, 0), whole, self._token_ids)
 
 
-def best_of(work: Callable[[], object], threads: int, budget: float = 0.5, batches: int = 20) -> Sample:
+def best_of(
+    work: Callable[[], object],
+    threads: int,
+    budget: float = 0.5,
+    batches: int = 20,
+    wait: Callable[[], object] = lambda: None,
+) -> Sample:
     """The fastest of up to ``batches`` batches of calls, about ``budget`` seconds in all; its seconds are per call.
+    ``wait`` returns when all calls are done, where they only start the work.
 
     The fastest and not the median: a kernel is compared with the machine's peak, and on a shared machine only
     undisturbed batches show either.
     """
     work()
+    wait()
     start = time.perf_counter()
     work()
+    wait()
     once = max(time.perf_counter() - start, 1e-7)
     calls = max(1, int(budget / batches / once))
     samples = []
@@ -121,6 +130,7 @@ def best_of(work: Callable[[], object], threads: int, budget: float = 0.5, batch
         start = time.perf_counter()
         for _ in range(calls):
             work()
+        wait()
         samples.append(watch.stop((time.perf_counter() - start) / calls))
     return min(samples, key=lambda sample: sample.seconds)
 

@@ -54,18 +54,18 @@ PEERS = (
 )
 
 
-def our_variants(model_dirs: list[Path], policies: list[str]) -> list[Variant]:
+def our_variants(model_dirs: list[Path], policies: list[str], device: str) -> list[Variant]:
     """A row for each policy, ``NAME=LIBRARY[:k=v;k=v]``, and model folder; by default dense attention and whatever the
-    library was compiled for. UserError if a library is missing."""
+    library for ``device`` was compiled for. UserError if a library is missing."""
     arguments = [PolicyArgument.parse(text) for text in policies or [f"dense=:{_DENSE_SETTINGS}", "entropy="]]
     rows = []
     for folder in model_dirs:
         quantization = folder.name.removesuffix("-MLC").rsplit("-", 1)[-1]
         for policy in arguments:
-            path = policy.library or find_library(folder)
+            path = policy.library or find_library(folder, (device,))
             if not path.is_file():
                 raise UserError(f"no model library at {path}: compile one with compile.py")
-            options = {"library": str(path), "settings": policy.settings}
+            options = {"library": str(path), "settings": policy.settings, "device": device}
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
             name, identity = f"{policy.name} {quantization}", f"{digest} {policy.settings}"
             rows.append(Variant("ours", name, str(folder), options, identity))

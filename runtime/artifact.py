@@ -13,6 +13,7 @@ folder); MLC's own engine ignores them.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 MODEL_DIR_SUFFIX = "-MLC"
 DEVICE = "cpu"
-_OTHER_DEVICES = ("cuda",)
+_DEVICES = (DEVICE, "cuda")
 
 
 def model_dir(dist: Path, name: str, quantization: str) -> Path:
@@ -40,9 +41,9 @@ def library_file(dist: Path, name: str, quantization: str, device: str = DEVICE)
     return dist / "libs" / f"{name}-{quantization}-{device}.so"
 
 
-def find_library(folder: Path) -> Path:
+def find_library(folder: Path, devices: Sequence[str] = _DEVICES) -> Path:
     """The library that belongs to a model folder by convention: ``../libs/<folder without -MLC>-cpu.so``, or where
-    there is none for the CPU, that for another device.
+    there is none for the CPU, that for another device; of the first of ``devices`` that has one.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def find_library(folder: Path) -> Path:
     """
     folder = folder.resolve()
     stem = folder.parent / "libs" / folder.name.removesuffix(MODEL_DIR_SUFFIX)
-    paths = [Path(f"{stem}-{device}.so") for device in (DEVICE, *_OTHER_DEVICES)]
+    paths = [Path(f"{stem}-{device}.so") for device in devices]
     for path in paths:
         if path.is_file():
             return path

@@ -15,8 +15,11 @@ from runtime.sequence import CachedSequence
 
 
 class Ours:
-    """``settings.model`` is an MLC model folder; options: "library", a path, and "settings", run-time settings of its
-    policy."""
+    """``settings.model`` is an MLC model folder; options: "library", a path, "device", what it is for, and "settings",
+    run-time settings of its policy.
+
+    A token is there when its logits are on the host, so that clocks read then include all that a GPU did for it.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         use_threads(settings.threads)
@@ -25,6 +28,9 @@ class Ours:
         folder = Path(settings.model)
         self._library = library = ModelLibrary(self._path)
         self._metadata = library.metadata
+        device = settings.options["device"]
+        if library.device.kind != device:
+            raise UserError(f"{self._path} is for {library.device.kind}, not for --device {device}")
         if settings.context > self._metadata.context_window_size:
             raise UserError(
                 f"compiled for {self._metadata.context_window_size} tokens: compile it with --overrides "

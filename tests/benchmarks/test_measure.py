@@ -176,13 +176,13 @@ def test_rows_of_the_chosen_engines(tmp_path):
     library.parent.mkdir()
     library.write_bytes(b"1")
     folder = tmp_path / "M-q4bf16_1-MLC"
-    dense, entropy = our_variants([folder], [])
+    dense, entropy = our_variants([folder], [], "cpu")
     assert (dense.label, entropy.label) == ("ours-dense q4bf16_1", "ours-entropy q4bf16_1")
     assert dense.identity != entropy.identity
-    (other,) = our_variants([folder], [f"small={library}:base_budget=1024"])
-    assert other.options == {"library": str(library), "settings": "base_budget=1024"}
+    (other,) = our_variants([folder], [f"small={library}:base_budget=1024"], "cpu")
+    assert other.options == {"library": str(library), "settings": "base_budget=1024", "device": "cpu"}
     library.write_bytes(b"2")
-    assert our_variants([folder], [])[0].identity != dense.identity
+    assert our_variants([folder], [], "cpu")[0].identity != dense.identity
     rows = [dense, entropy, *PEERS]
     assert chosen(rows, "llama.cpp Q4_0, ours-e") == [entropy, PEERS[1]]
     assert [row.name for row in chosen(rows, "openvino Q4_0")] == ["Q4_0"]
@@ -190,4 +190,4 @@ def test_rows_of_the_chosen_engines(tmp_path):
     with pytest.raises(UserError, match="no row begins with 'onnx'"):
         chosen(rows, "onnx")
     with pytest.raises(UserError, match="no model library"):
-        our_variants([folder], [f"x={tmp_path}/none.so"])
+        our_variants([folder], [f"x={tmp_path}/none.so"], "cpu")
