@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -77,14 +78,15 @@ def long_prompt(
         )
         del engine
         path = output or RESULTS / f"long_prompt_{name}.json"
+        cache = cache or Path("dist") / f"long_prompt_{name}.kv"
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(cache, tokens * fresh.kv_bytes_per_token)
         record = read_long_prompt(path, fresh)
         target = Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()})
         record.runs.append(this_run(threads, priority, measure_peak(target, threads)))
         console.print(f"CPU priority: {priority}; measured {record.runs[-1].peak}")
         gc.collect()  # what was made to measure the peak would count as memory of the run
         write(record, path)
-        cache = cache or Path("dist") / f"long_prompt_{name}.kv"
-        cache.parent.mkdir(parents=True, exist_ok=True)
         with stop_requests() as stop:
             run = LongPromptRun(load, prompt, record, path, cache, stretch, threads, stop, console.print)
             try:
@@ -110,6 +112,17 @@ def _check(engine: Engine, tokens: int) -> None:
         raise UserError(
             f"--tokens {tokens} and {_ROOM} more do not fit the context of {engine.context_window_size}: compile with "
             "--overrides context_window_size=..., for more than four times Qwen's trained context with rope_scaling too"
+        )
+
+
+def _check_room(cache: Path, size: int) -> None:
+    """UserError if the disk has no room for the file ``cache`` of ``size`` bytes and its older version."""
+    held = cache.stat().st_size if cache.exists() else 0
+    free = shutil.disk_usage(cache.parent).free
+    if held + free < 2 * size:
+        raise UserError(
+            f"the cache takes up to {size / 1e9:.1f} GB, twice while a new version of its file is written, and "
+            f"{cache.parent} has {free / 1e9:.1f} GB free: make room, or name another place with --cache"
         )
 
 

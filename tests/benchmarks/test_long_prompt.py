@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 from toy_library import CHUNK, VOCAB, build_toy_library, toy_logits, toy_weights, write_toy_folder
 from toy_tokenizer import write_tokenizer
 
-from benchmarks import long_prompt, long_prompt_stretches
+from benchmarks import long_prompt, long_prompt_command, long_prompt_stretches
 from benchmarks.long_prompt import LongPromptRun, attended_share
 from benchmarks.long_prompt_store import LongPrompt, read_long_prompt
 from benchmarks.long_prompt_stretches import Stretches
@@ -193,3 +193,16 @@ def test_attended_share_counts_every_query():
         read = sum(budgets[q // 64] for q in queries)
         earlier = sum(q // 64 * 64 for q in queries)
         assert attended_share(budgets, 64, begin, end) == pytest.approx(read / earlier if earlier else 1)
+
+
+def test_what_cannot_be_run_is_refused_before_the_hour(tmp_path, folder):
+    engine = Engine(folder)
+    with pytest.raises(UserError, match=f"not a multiple of the prefill chunk of {CHUNK}"):
+        long_prompt_command._check(engine, 5 * CHUNK + 1)
+    with pytest.raises(UserError, match="do not fit the context of 64"):
+        long_prompt_command._check(engine, 5 * CHUNK)
+    long_prompt_command._check_room(tmp_path / "cache", 1)
+    with pytest.raises(UserError, match=r"takes up to 1000000\.0 GB"):
+        long_prompt_command._check_room(tmp_path / "cache", 10**15)
+    with pytest.raises(UserError, match="does not say the trained context"):
+        long_prompt_command._trained_distance(folder)
