@@ -1,13 +1,9 @@
 """Compiles a small model with weights from memory and runs it through the runtime, as a user's library would run."""
 
-import functools
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-import passes.packaging.shared_library
 from passes.build_library import LibraryFacts, build_library, library_metadata
 from passes.packaging import Packaging
 from passes.target import parse_target
@@ -21,22 +17,6 @@ from runtime.params import load_params
 from runtime.policy import Policy, make_policy
 from runtime.sequence import CachedSequence
 from tir_kernels.quantization import CONVERTERS, model_dtype, weight_storage
-
-_compile_object = passes.packaging.shared_library.build_kv_cache_object
-
-
-@functools.cache
-def _native_object(target_triple: str | None) -> Path:
-    return _compile_object(Path(tempfile.mkdtemp(), "kv_cache.o"), target_triple=target_triple)
-
-
-def _copy_native_object(output: Path, target_triple: str | None = None) -> Path:
-    return Path(shutil.copy(_native_object(target_triple), output))
-
-
-# The C++ object is the same in every library: compiling it once saves 4 seconds a model.
-passes.packaging.shared_library.build_kv_cache_object = _copy_native_object
-
 
 DENSE = make_policy("dense", "full")
 

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import native_object
 import pytest
 
 from runtime.errors import UserError
 
+native_object.install()
 _MODELS = Path(__file__).parents[1] / "models"
 
 
