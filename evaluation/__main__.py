@@ -86,7 +86,7 @@ def main(
     ] = [],  # noqa: B006
     gguf: Annotated[Path | None, typer.Option(help="The model for the peers.", exists=True, dir_okay=False)] = None,
     python: Pythons = None,
-    baseline: Annotated[str, typer.Option(help="Name of the policy that others are compared with.")] = DENSE,
+    baseline: Annotated[str, typer.Option(help="Name of the policy or peer that others are compared with.")] = DENSE,
     output: Annotated[Path, typer.Option("--output", "-o", help="Report; .jsonl, .md, .png lie beside it.")] = Path(
         "dist/evaluation.json"
     ),
@@ -100,8 +100,8 @@ def main(
         peers = find_peers(peer)
         if second_turn and peers:
             raise UserError("peers answer one question: leave out --second-turn, or --peer")
-        names = [p.name for p in policies]
-        if baseline not in names:
+        columns = [*(p.name for p in policies), *(p.label for p in peers)]
+        if baseline not in columns:
             raise UserError(f"no policy is called {baseline}: choose the one to compare with by --baseline")
         tokenizer = Tokenizer(model)
         found = find_rows(tokenizer, data, split_names(generate), split_names(tasks), text, lengths, seed, rows)
@@ -129,7 +129,6 @@ def main(
             others = PeerRunner(peers, plan, longest, pool, tokenizer, config.stop_token_ids, store)
             interrupted = run_all([Runner(policies, sessions, store, options), others], jobs)
         wanted = {job.row.id for job in jobs}
-        columns = [*names, *(p.label for p in peers)]
         summary = summarize((r for r in store.results.values() if r.row in wanted), columns, baseline, others.gaps)
         run: dict[str, Any] = {"command": " ".join(["python", *sys.orig_argv[1:]]), **settings.model_dump()}
         files = write_report(summary, run, output)

@@ -50,7 +50,7 @@ def _likelihood(axes: Axes, summary: Summary) -> None:
     lines = summary.log_likelihood
     others = [policy for policy in summary.policies if all(policy in line.interval for line in lines)]
     if not others:
-        axes.text(0.5, 0.5, f"only {summary.baseline}", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, f"nothing beside {summary.baseline}", ha="center", transform=axes.transAxes)
         return
     axes.axhline(0.0, color="grey", linewidth=0.8)
     for number, policy in enumerate(others):

@@ -110,7 +110,7 @@ def _solved(line: Line, policy: str, baseline: str) -> str:
 
 
 def _logarithm(line: Line, policy: str, baseline: str) -> str:
-    if policy == baseline:
+    if policy == baseline or baseline not in line.means:
         return f"{line.means[policy]:.4f}"
     interval = line.interval[policy]
     return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"

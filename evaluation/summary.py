@@ -54,7 +54,7 @@ class Summary(BaseModel):
 def summarize(
     results: Iterable[Result], policies: Sequence[str], baseline: str, gaps: Mapping[str, str] = MappingProxyType({})
 ) -> Summary:
-    """Tables over the rows that all ``policies`` have, but for those that have no row and are named in ``gaps``.
+    """Tables over the rows that all ``policies`` have, but for others than the baseline that have no row and are named in ``gaps``.
 
     ``gaps``: by policy, why rows are missing.
     """
@@ -63,7 +63,7 @@ def summarize(
         if result.policy in policies:
             by_row[result.row][result.policy] = result
     there = {policy for row in by_row.values() for policy in row}
-    policies = [policy for policy in policies if policy in there or policy not in gaps]
+    policies = [policy for policy in policies if policy in there or policy not in gaps or policy == baseline]
     rows = [_comparable(row) for row in by_row.values() if len(row) == len(policies)]
     table = Table(rows, policies, baseline)
     second = Table([row for row in rows if all(r.outcome.second_scores for r in row.values())], policies, baseline)

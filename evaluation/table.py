@@ -82,7 +82,7 @@ class Table:
     def _line(self, name: str, group: str, measure: str, groups: list[Rows], score: Score) -> Line:
         values = {p: [[score(row[p]) for row in rows] for rows in groups] for p in self.policies}
         values = {p: found for p, found in values.items() if not any(None in group for group in found)}
-        baseline = values[self.baseline]
+        baseline = values.get(self.baseline)
         return Line(
             name=name,
             group=group,
@@ -92,7 +92,7 @@ class Table:
             interval={
                 policy: grouped_interval(list(zip(found, baseline)))
                 for policy, found in values.items()
-                if policy != self.baseline
+                if policy != self.baseline and baseline is not None
             },
         )
 

@@ -103,6 +103,10 @@ def test_answers_of_a_peer_are_scored_as_ours_and_asked_for_once(run, toy_model,
     likelihood = report["summary"]["log_likelihood"][-1]
     assert set(likelihood["means"]) == {"dense"} and not likelihood["interval"]
     assert report["run"]["policies"][PEER]["gguf"] == "m.gguf"
+    beside_peer, _, _ = run(ROWS, "--peer", PEER, "--baseline", PEER)
+    retrieval = json.loads((tmp_path / "r.json").read_text())["summary"]["tasks"]
+    assert all(set(line["interval"]) == {"dense"} for line in retrieval)
+    assert beside_peer.exit_code == 0 and "| all | 4 | -" in beside_peer.output.partition("## Log-likelihood")[2]
     again, same, _ = run(ROWS, "--peer", PEER)
     assert same == results and run(ROWS)[2] == asked and f"{PEER}: fake engine 1" in again.output
 
@@ -117,7 +121,8 @@ def test_a_failure_is_a_gap_that_the_next_run_tries_again(run) -> None:
     assert f"- {BROKEN}: gap, long: RuntimeError: no such weights" in done.output
     # The peer that never answered has no column; the row that another one lacks is left out.
     assert "4 rows, 2 policies; 1 rows are not finished and left out." in done.output
-    _, _, again = run(rows, "--peer", PEER)
+    done, _, again = run(rows, "--peer", PEER, "--peer", BROKEN, "--baseline", BROKEN)
+    assert done.exit_code == 0 and "0 rows, 3 policies" in done.output
     assert len(again) == len(asked) + 1
 
 
