@@ -65,7 +65,7 @@ class ModelLibrary:
     def create_kv_state(self, max_total_sequence_length: int) -> KVState:
         """A KV cache for one sequence (and its short-lived forks) of that many entries.
 
-        UserError if there is no memory for it: a device gives it all at once.
+        UserError if there is no memory for it (a device gives it all at once), or no number for each of its entries.
         """
         # A cache of this project makes room for another whole chunk after each, for an engine that asks for free pages
         # before it plans a step. Here a step makes its own room: no step is as long as this chunk.
@@ -73,8 +73,11 @@ class ModelLibrary:
         sizes = (1, max_total_sequence_length, chunk_size, PAGE_SIZE, 0)
         try:
             handle = self._function("create_tir_paged_kv_cache")(*(self._shape((size,)) for size in sizes))
-        except RuntimeError as err:
-            raise UserError(str(err).strip().splitlines()[-1]) from None
+        except (RuntimeError, ValueError) as err:
+            # The C++ cache names the setting where there is too little memory. All else is not for the user to mend.
+            if "max_total_seq_length" not in str(err):
+                raise
+            raise UserError(" ".join(str(err).split())) from None
         return KVState(handle, {name: self._function(name) for name in POLICY_FUNCTIONS if self._has(name)})
 
     def embed(self, token_ids: np.ndarray, params: Any) -> Any:

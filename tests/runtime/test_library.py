@@ -76,6 +76,32 @@ def test_a_cache_without_a_policy(loaded):
             call()
 
 
+def test_a_cache_that_is_too_large_says_so_and_other_errors_stay_what_they_are(loaded, monkeypatch):
+    library, _ = loaded
+    with pytest.raises(
+        UserError, match="^A KV cache of 21474[0-9]* entries .* too large .*; lower max_total_seq_length.$"
+    ):
+        library.create_kv_state((1 << 31) - 64)
+
+    def failing(message):
+        def create(*_):
+            raise RuntimeError(message)
+
+        return lambda _name: create
+
+    whole = (
+        "Cannot allocate 8 MiB more for the KV cache on the device; lower max_total_seq_length (CUDA:\n out of memory)."
+    )
+    monkeypatch.setattr(library, "_function", failing(whole))
+    with pytest.raises(UserError) as shown:
+        library.create_kv_state(64)
+    assert str(shown.value) == whole.replace("\n", "")
+    monkeypatch.setattr(library, "_function", failing("Check failed: n == 5\n  at line 7"))
+    with pytest.raises(RuntimeError, match="Check failed: n == 5\n  at line 7") as raised:
+        library.create_kv_state(64)
+    assert not isinstance(raised.value, UserError)
+
+
 def test_softmax(loaded):
     library, params = loaded
     expected = toy_logits(toy_weights(), [3]) / 0.7
