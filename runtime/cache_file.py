@@ -10,12 +10,14 @@ Numbers are little-endian. CRC-32 finds damage, not forgery, and keeps up with a
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,9 +81,12 @@ def new_cache_file(path: Path, header: CacheHeader) -> Iterator[CacheFileWriter]
     UserError
         The file cannot be written.
     """
+    _remove_stale_parts(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield CacheFileWriter(file, header)
             file.flush()
             os.fsync(file.fileno())
@@ -90,6 +95,14 @@ def new_cache_file(path: Path, header: CacheHeader) -> Iterator[CacheFileWriter]
         raise UserError(f"the cache cannot be saved to {path} ({err.strerror}): choose another place") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_stale_parts(path: Path) -> None:
+    """Remove what a process that was killed has left of ``path``. Its lock went with it; a pid may be taken again."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with suppress(OSError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 class CacheFileReader:
@@ -105,6 +118,7 @@ class CacheFileReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _remove_stale_parts(path)
         try:
             self._file = path.open("rb")
         except OSError as err:

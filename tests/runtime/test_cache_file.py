@@ -1,6 +1,8 @@
 """The format of a saved cache: what is written comes back, and nothing else is taken for it."""
 
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,14 @@ from runtime import cache_file
 from runtime.cache_file import CacheFileReader, CacheHeader, new_cache_file
 from runtime.errors import UserError
 
+SAVE = """
+import sys, time
+from pathlib import Path
+from runtime.cache_file import CacheHeader, new_cache_file
+with new_cache_file(Path(sys.argv[1]), CacheHeader({}, 1, 1, 1, 1)):
+    print("saving", flush=True)
+    time.sleep(600)
+"""
 TOKENS = np.arange(100, 130, dtype=np.int32)
 STATE = bytes(range(200))
 ORIGIN = {"model": {"rope": None}, "policy": {"alpha": 0.1}, "compressed": False}
@@ -112,3 +122,25 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     assert path.read_bytes() == old and [file.name for file in tmp_path.iterdir()] == ["x"]
     with pytest.raises(UserError, match=r"cannot be saved to .*none/x \(No such file or directory\)"):
         write(tmp_path / "none" / "x", contents(1, 64))
+
+
+@pytest.mark.parametrize("next_use", ["save", "load"])
+def test_parts_of_killed_processes_go_with_the_next_save_or_load(tmp_path, next_use):
+    """One process is killed while it saves; another still does."""
+    path = tmp_path / "book[1].kv"
+    write(path, contents(1, 64))
+    processes = [subprocess.Popen([sys.executable, "-c", SAVE, path], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == b"saving\n"
+        (tmp_path / "other.kv.1.part").touch()
+        processes[0].kill()
+        processes[0].wait()
+        assert len(list(tmp_path.iterdir())) == 4
+        write(path, contents(2, 64)) if next_use == "save" else read(path)
+        alive = f"{path.name}.{processes[1].pid}.part"
+        assert {file.name for file in tmp_path.iterdir()} == {path.name, alive, "other.kv.1.part"}
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
