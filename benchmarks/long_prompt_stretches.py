@@ -49,6 +49,8 @@ class Stretches:
             write(self._record, self._path)
             if due or finished:
                 self._save(position)
+            begin = position
+        if position == begin:  # the next step begins a stretch
             self._watch = Stopwatch(self._threads)
         self._step_at = self._clock()
 
