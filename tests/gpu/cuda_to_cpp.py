@@ -32,21 +32,38 @@ def translate(source: str) -> str:
         name = match[1]
         body_end = _closing(source, match.end() - 2)
         parts += [source[end : match.end()], _body(source[match.end() : body_end], name)]
-        descriptors.append(_descriptor(name, "__shared__" in source[match.end() : body_end]))
+        has_shared = "__shared__" in source[match.end() : body_end]
+        descriptors.append(descriptor(name, f"emulator::call(&{name}, arguments);", has_shared))
         end = body_end
     return "".join([*parts, source[end:], *descriptors])
+
+
+def parameters(source: str) -> dict[str, list[tuple[str, str]]]:
+    """(type, name) of each parameter of each kernel of CUDA ``source``."""
+    return {
+        kernel: [
+            tuple(re.sub(r"\s*__restrict__\s*|\bconst\b", " ", parameter).strip().rsplit(None, 1))
+            for parameter in signature.split(",")
+        ]
+        for kernel, signature in _KERNEL.findall(source)
+    }
+
+
+def shared_variable(kernel: str, dtype: str, name: str, extent: str, alignment: str = "128") -> str:
+    """C++ for an array that the threads of a block share, in the section of ``kernel``."""
+    # Raw bytes: a static array of half would be constructed at its first use.
+    return (
+        f'alignas({alignment}) static __attribute__((section("shared_{kernel}"))) '
+        f"char {name}_bytes[sizeof({dtype}) * ({extent})]; "
+        f"auto& {name} = reinterpret_cast<{dtype}(&)[{extent}]>({name}_bytes);"
+    )
 
 
 def _body(body: str, kernel: str) -> str:
     def shared(match: re.Match) -> str:
         alignment, other_alignment, dtype, name, extent = match.groups()
         extent = extent or f"{_MOST_SHARED_BYTES} / sizeof({dtype})"
-        # Raw bytes: a static array of half would be constructed at its first use.
-        return (
-            f'alignas({alignment or other_alignment or 128}) static __attribute__((section("shared_{kernel}"))) '
-            f"char {name}_bytes[sizeof({dtype}) * ({extent})]; "
-            f"auto& {name} = reinterpret_cast<{dtype}(&)[{extent}]>({name}_bytes);"
-        )
+        return shared_variable(kernel, dtype, name, extent, alignment or other_alignment or "128")
 
     body = _SHARED.sub(shared, body)
     for name, function in _INDICES.items():
@@ -57,14 +74,17 @@ def _body(body: str, kernel: str) -> str:
     return body
 
 
-def _descriptor(kernel: str, has_shared: bool) -> str:
+def descriptor(kernel: str, call: str, has_shared: bool) -> str:
+    """C++ of what the driver knows of ``kernel``: statements that call it with ``void** arguments``, shared memory."""
     section = f"shared_{kernel}"
-    bounds = f"extern char __start_{section}[], __stop_{section}[];\n" if has_shared else ""
+    # Weak: the compiler leaves out an array that is never read.
+    weak = "__attribute__((weak))"
+    bounds = f"extern char {weak} __start_{section}[], {weak} __stop_{section}[];\n" if has_shared else ""
     shared = f"__start_{section}, __stop_{section}" if has_shared else "nullptr, nullptr"
     return (
         f'\nextern "C" {{\n{bounds}extern const emulator::Kernel emulated_{kernel};\n'
         f'const emulator::Kernel emulated_{kernel} = {{"{kernel}", '
-        f"[](void** arguments) {{ emulator::call(&{kernel}, arguments); }}, {shared}}};\n}}\n"
+        f"[](void** arguments) {{ {call} }}, {shared}}};\n}}\n"
     )
 
 

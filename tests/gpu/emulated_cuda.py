@@ -130,25 +130,25 @@ def device_code(source: str, checked: bool = False) -> bytes:
 
 
 @contextlib.contextmanager
-def compiling(checked: bool = False):
+def compiling(checked: bool = False, code: Callable[[str, bool], bytes] | None = None):
     """CUDA modules that TVM makes meanwhile hold code for the emulator; ``checked`` code reports races and overruns."""
     device()
     before = tvm_ffi.get_global_func(_CALLBACK)
-    tvm_ffi.register_global_func(_CALLBACK, lambda source: device_code(source, checked), override=True)
+    tvm_ffi.register_global_func(_CALLBACK, lambda source: (code or device_code)(source, checked), override=True)
     try:
         yield
     finally:
         tvm_ffi.register_global_func(_CALLBACK, before, override=True)
 
 
-def compile(func: tvm.tirx.PrimFunc, checked: bool = True, arch: str = "sm_80"):
+def compile(func: tvm.tirx.PrimFunc, checked: bool = True, arch: str = "sm_80", code=None):
     """``func``, which must have thread bindings, as a function of numpy arrays, device tensors and numbers.
 
-    Arrays are copied to the device and back; tensors are passed on.
+    Arrays are copied to the device and back; tensors are passed on. ``code`` makes device code as :func:`device_code` does.
     """
     cuda = target(arch)
     module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
-    with cuda, compiling(checked):
+    with cuda, compiling(checked, code):
         compiled = tvm.compile(module, target=cuda)["main"]
 
     def call(*arguments) -> None:

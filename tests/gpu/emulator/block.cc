@@ -114,13 +114,14 @@ void release_warp(Fiber& last) {
 }
 
 // Lets all threads go on if all have come.
-void release_block(Fiber& last) {
+void release_block(Fiber& last, bool orders_global) {
   if (++num_at_barrier < num_threads) return;
   num_at_barrier = 0;
   for (size_t i = 0; i < num_threads; ++i) {
     if (fibers[i].line != last.line) fail("threads of one block wait at different barriers: lines %d and %d", fibers[i].line, last.line);
     fibers[i].state = State::kReady;
     ++fibers[i].block_epoch;
+    fibers[i].global_epoch += orders_global;
   }
 }
 
@@ -143,7 +144,7 @@ bool run_block(std::vector<int>& order, std::mt19937* shuffle) {
     fiber.linear = static_cast<int>(i);
     fiber.state = State::kReady;
     fiber.copies.assign(1, {});
-    fiber.block_epoch = fiber.warp_epoch = 0;
+    fiber.block_epoch = fiber.global_epoch = fiber.warp_epoch = 0;
   }
   num_at_barrier = 0;
   memset(kernel->shared_begin, kPoison, kernel->num_shared());
@@ -205,10 +206,10 @@ void fail(const char* format, ...) {
   _longjmp(scheduler, 1);
 }
 
-void block_barrier(int line) {
+void block_barrier(int line, bool orders_global) {
   self().state = State::kAtBarrier;
   self().line = line;
-  release_block(self());
+  release_block(self(), orders_global);
   to_scheduler();
 }
 

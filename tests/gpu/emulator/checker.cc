@@ -141,7 +141,8 @@ void check_access(const void* address, size_t num_bytes, bool writes) {
     fail("%zu bytes are %s across the end of a buffer%s", num_bytes, writes ? "written" : "read", source_line().c_str());
   }
   const char* where = range == &shared ? "shared" : "global";
-  Access now{launch_number, block_number, thread->block_epoch, thread->warp_epoch, uint16_t(thread->linear), Who::kThread};
+  uint32_t block_epoch = range == &shared ? thread->block_epoch : thread->global_epoch;
+  Access now{launch_number, block_number, block_epoch, thread->warp_epoch, uint16_t(thread->linear), Who::kThread};
   for (size_t i = 0; i < num_bytes; ++i) {
     Shadow& shadow = range->shadow[first - range->begin + i];
     if (!ordered(shadow.write, now)) fail_race(shadow.write, true, writes, where);

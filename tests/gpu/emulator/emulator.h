@@ -31,8 +31,9 @@ Index grid_dim();
 unsigned lane();
 char* shared_memory();  // the kernel's
 
-// __syncthreads() of source line `line`: all threads of the block must come to the same one.
-void block_barrier(int line);
+// __syncthreads() of source line `line`: all threads of the block must come to the same one. Metal's barrier orders
+// accesses of shared memory only, unless it is told otherwise.
+void block_barrier(int line, bool orders_global = true);
 
 // All threads of `mask` (a bit a lane) meet; the last to come runs combine(slots, mask), slots[lane] being what each
 // brought. No thread goes on before. With `orders_memory`, accesses before and after are ordered, as by __syncwarp.

@@ -12,8 +12,9 @@ enum Order { kForward = 0, kBackward = 1 };  // greater: the seed of a shuffle
 struct Thread {
   Index index;
   int linear;  // in the block, x fastest
-  // How often this thread has passed a barrier of its block and of its warp: accesses in equal epochs are unordered.
-  uint32_t block_epoch, warp_epoch;
+  // How often this thread has passed a barrier of its block, one that orders global memory too, and one of its warp:
+  // accesses in equal epochs are unordered.
+  uint32_t block_epoch, global_epoch, warp_epoch;
 };
 
 extern Thread* thread;  // the running one; null outside of kernels

@@ -1,0 +1,216 @@
+"""Kernels of every kind of step as Metal source on the CPU (metal_shim), against numpy, in several thread orders."""
+
+import re
+
+import numpy as np
+import pytest
+import tvm
+from compression_steps import check_compact, check_selected, check_window_scores, peaked_scores
+from entropy_oracle import GateParameters
+from gate_steps import GateSteps, LayerShape, gate_kernels
+from gated_steps import PAGE, SEGMENT, cases
+from gpu import emulated_cuda, metal_shim, metal_to_cpp
+from gpu.kernel_code import kernels_of_a_layer
+from paged_cache import NUMPY_DTYPE, query_tiles, random_cache, reference_attention
+from rope_steps import Append, check_newest_queries, slots_of_steps
+from test_logit_processing import LOWEST
+from test_mlc_weights import dequantized, stored
+from test_observe import check_with_oracle, prompts
+from test_softmax import check as check_softmax
+
+from passes.schedule_gpu import ScheduleGPU
+from tir_kernels.gpu.attention_decode import attention_decode
+from tir_kernels.gpu.attention_gated import attention_gated
+from tir_kernels.gpu.attention_prefill import attention_prefill
+from tir_kernels.gpu.block_representatives import block_representatives
+from tir_kernels.gpu.compact import compact
+from tir_kernels.gpu.features import gpu_features
+from tir_kernels.gpu.linear import linear
+from tir_kernels.gpu.observe import observe
+from tir_kernels.gpu.rope_append import rope_append
+from tir_kernels.gpu.rope_table import rope_table
+from tir_kernels.gpu.select_blocks import select_blocks
+from tir_kernels.gpu.select_entries import select_entries
+from tir_kernels.gpu.softmax import softmax_with_temperature
+from tir_kernels.gpu.window_scores import window_scores
+
+_GPU = gpu_features(metal_shim.TARGET)
+_ORDERS = ("forward", "backward", 7)
+# https://developer.apple.com/metal/Metal-Feature-Set-Tables.pdf, of every GPU of a Mac with Apple silicon.
+_MAX_THREADGROUP_BYTES = 32768
+_MAX_BUFFERS = 31
+_BYTES = {"float": 4, "int": 4, "uint": 4, "half": 2, "long": 8, "char": 1, "uchar": 1, "bool": 1}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_limits_of_metal(dtype):
+    for name, func in kernels_of_a_layer(28, 4, 128, 3584, dtype, metal_shim.TARGET).items():
+        for text in metal_to_cpp.kernels(metal_shim.source(func)).values():
+            arrays = re.findall(r"threadgroup (\w+) \w+\[(\d+)\]", text)
+            assert sum(_BYTES[kind] * int(extent) for kind, extent in arrays) <= _MAX_THREADGROUP_BYTES, name
+            assert text.count("threadgroup ") - text.count("(threadgroup ") == len(arrays), name
+            assert 1 <= len(re.findall(r"\[\[ buffer\(\d+\) \]\]", text)) <= _MAX_BUFFERS, name
+            assert not re.search(r"\bdouble|atomic|bfloat", text), name
+
+
+def test_softmax():
+    rng = np.random.default_rng(0)
+    kernel = metal_shim.compile(softmax_with_temperature(20000, _GPU))
+    temperature = np.array([1.5, 0.0, 1e-5], np.float32)
+    logits = rng.normal(0, 5, (3, 1, 20011)).astype(np.float32)
+    logits[0, 0, 100:] = LOWEST
+    for order in _ORDERS:
+        out = np.full_like(logits, np.nan)
+        with emulated_cuda.thread_order(order):
+            kernel(logits, temperature, out)
+        check_softmax(out[:, 0], logits[:, 0], temperature, 20000)
+
+
+def test_rope_table():
+    positions = np.concatenate([np.arange(50), 2 ** np.arange(24)]).astype(np.int32)
+    inv_freq = (1 / 10000 ** (np.arange(0, 64, 2) / 64)).astype(np.float32)
+    table = np.full((len(positions), 64), np.nan, np.float32)
+    metal_shim.compile(rope_table(64, _GPU))(positions, inv_freq, table)
+    angles = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
+    # TVM writes constants for Metal with seven digits.
+    np.testing.assert_allclose(table, np.concatenate([np.cos(angles), np.sin(angles)], axis=1), rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 64, 64, 64, "float16"), (3, 1, 80, 32, 16, "float32")], ids=["f16", "f32"])
+def test_rope_append(shape):
+    append = Append(metal_shim.compile(rope_append(*shape, _GPU)), *shape)
+    for order, slots in enumerate(slots_of_steps(append.kv_heads, append.page)):
+        with emulated_cuda.thread_order(order):
+            append.check(slots)
+    check_newest_queries(Append(metal_shim.compile(rope_append(*shape, _GPU, window=True)), *shape))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("query_lengths", [[1, 1, 1], [70, 1, 33]], ids=["decode", "prefill"])
+def test_attention(dtype, query_lengths):
+    heads, kv_heads, head_dim, page_size = 4, 2, 64, 64
+    rng = np.random.default_rng(0)
+    shape = (heads, kv_heads, head_dim, page_size, dtype, _GPU, head_dim**-0.5)
+    decodes = max(query_lengths) == 1
+    kernel = metal_shim.compile(attention_decode(*shape, 2) if decodes else attention_prefill(*shape))
+    for order in _ORDERS:
+        cache = random_cache(rng, [[70, 1, 203], [75, 1, 208]], head_dim, page_size, dtype)
+        # Rows of very different temperature: flat ones, and peaked ones whose running maximum is raised many times.
+        q = rng.standard_normal((sum(query_lengths), heads, head_dim)) * rng.uniform(0.1, 10, (1, heads, 1))
+        q = q.astype(NUMPY_DTYPE[dtype])
+        out = np.full(q.shape, np.nan, q.dtype)
+        with emulated_cuda.thread_order(order):
+            kernel(
+                q,
+                cache.k_pages,
+                cache.v_pages,
+                np.cumsum([0, *query_lengths], dtype=np.int32),
+                query_tiles(query_lengths),
+                cache.page_indptr,
+                cache.page_indices,
+                cache.kv_lengths,
+                out,
+            )
+        expected = reference_attention(q, cache, query_lengths, head_dim**-0.5)
+        error = np.abs(out.astype(np.float64) - expected.out)
+        assert np.all(error <= expected.error_bound(dtype, rounded_weights=False))
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 64, 16, "float16"), (4, 2, 80, 32, "float32")], ids=["float16", "float32"])
+def test_gated_attention(shape):
+    heads, kv_heads, head_dim, block_size, dtype = shape
+    kernel = metal_shim.compile(
+        attention_gated(heads, kv_heads, head_dim, PAGE, SEGMENT, block_size, dtype, _GPU, head_dim**-0.5)
+    )
+    for order, (step, q, expected) in zip(_ORDERS, cases(*shape, "model", False)):
+        out = np.full(q.shape, np.nan, q.dtype)
+        with emulated_cuda.thread_order(order):
+            kernel(*step.arguments(q), out)
+        error = np.abs(out.astype(np.float64) - expected.out)
+        assert np.all(error <= expected.error_bound(dtype, rounded_weights=False))
+
+
+_GATES = {
+    "code": (LayerShape(6, 2, 64, "float16"), {}, "forward"),
+    "paper": (
+        LayerShape(4, 2, 80, "float32"),
+        {"score_form": "paper", "entropy_threshold": 3.0, "delta_t": 0.05},
+        "backward",
+    ),
+    "critiprefill": (
+        LayerShape(4, 2, 64, "float16"),
+        {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25, "rigid_form": "prompt"},
+        7,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(_GATES))
+def test_gate(case):
+    """block_representatives, observe and select_blocks over ragged prompts in steps."""
+    shape, changed, order = _GATES[case]
+    parameters = GateParameters(**{"segment_size": 128, "threshold_len": 256, "base_budget": 100, **changed})
+    cache, queries = prompts(shape, parameters, (600, 100, 300))
+    kernels = gate_kernels((block_representatives, observe, select_blocks), {"gpu": _GPU}, shape, parameters)
+    gate = GateSteps([metal_shim.compile(kernel) for kernel in kernels], shape, parameters)
+    with emulated_cuda.thread_order(order):
+        found = gate.run(cache, queries, ((256, 100, 0), (128, 0, 256), (216, 0, 44)))
+    check_with_oracle(found, cache, queries, shape, parameters)
+
+
+@pytest.mark.parametrize("shape", [(14, 2, 64, 64, 32, "float16"), (3, 3, 80, 16, 5, "float32")], ids=["f16", "f32"])
+def test_window_scores(shape):
+    head_dim, window = shape[2], shape[4]
+    kernel = metal_shim.compile(window_scores(*shape, _GPU, head_dim**-0.5))
+    for order, (length, newest) in zip(_ORDERS, ((window, 0), (65, window // 2), (300, window - 2))):
+        with emulated_cuda.thread_order(order):
+            check_window_scores(kernel, shape, ((length, newest),))
+
+
+def test_select_entries():
+    rng = np.random.default_rng(0)
+    kernel = metal_shim.compile(select_entries(3, _GPU))
+    for order, alpha in zip(_ORDERS, (None, 0.2, 0.5)):
+        with emulated_cuda.thread_order(order):
+            for lengths, pooling_kernel, use_max in (([700, 500, 501], 5, False), ([0, 1, 300], 7, True)):
+                check_selected(kernel, peaked_scores(rng, lengths), 128, 64, pooling_kernel, use_max, alpha)
+            ties = [(rng.integers(0, 2, n) * 2.0**-20).astype(np.float32) for n in (400, 333, 600)]
+            check_selected(kernel, ties, 200, 32, 7, True, alpha)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64, "float16"), (3, 80, 16, "float32")], ids=["float16", "float32"])
+def test_compact(shape):
+    kv_heads, head_dim, page_size, dtype = shape
+    rng = np.random.default_rng(0)
+    # Unchecked: entries of a page are read before and overwritten behind a barrier that does not order device memory. By
+    # then, what was read has been stored to threadgroup memory.
+    kernel = metal_shim.compile(compact(*shape, _GPU), checked=False)
+    for order, (length, share, in_place) in zip(_ORDERS, ((1, 1.0, False), (65, 0.5, True), (700, 0.1, True))):
+        lengths = [length + 9 * h for h in range(kv_heads)]
+        cache = random_cache(rng, [[n] for n in lengths], head_dim, page_size, dtype)
+        kept = [np.sort(rng.permutation(n)[: max(1, int(share * n) - h)]) for h, n in enumerate(lengths)]
+        with emulated_cuda.thread_order(order):
+            check_compact(kernel, cache, kept, in_place)
+
+
+@pytest.mark.parametrize(("format_name", "dtype", "fixed"), [("q4", "float16", None), ("q4", "float32", 1)])
+def test_linear(format_name, dtype, fixed):
+    n, k = 37, 96
+    func = linear(n, k, format_name, dtype, _GPU, m=fixed, bias=True, out_dtype="float32")
+    kernel = metal_shim.compile(ScheduleGPU(metal_shim.TARGET)(tvm.IRModule({"main": func}))["main"], checked=False)
+    rng = np.random.default_rng(0)
+    tensors = stored(
+        rng.standard_normal((n, k)).astype(np.float32), {"float16": "q4f16_1", "float32": "q4f32_1"}[dtype]
+    )
+    weight = dequantized(*tensors, k)
+    for order, rows in enumerate((fixed,) if fixed else (1, 2, 5, 11)):
+        x = rng.standard_normal((rows, k)).astype(dtype)
+        bias = rng.standard_normal(n).astype(dtype)
+        out = np.full((rows, n), np.nan, np.float32)
+        with emulated_cuda.thread_order(order):
+            kernel(x, *tensors, bias, out)
+        expected = x.astype(np.float64) @ weight.T + bias
+        size = np.abs(x.astype(np.float64)) @ np.abs(weight).T
+        # Weights of 16 bits are rounded; sums to float32 k times.
+        bound = ((2.0**-11 if dtype == "float16" else 0) + (k + 2) * 2.0**-24) * (size + 10)
+        assert np.all(np.abs(out - expected) <= bound)
