@@ -57,12 +57,28 @@ def config_from_gguf(file: GGUFFile | Path | str) -> ModelConfig:
         rms_norm_eps=_shortest(key("attention.layer_norm_rms_epsilon")),
         rope_theta=_shortest(key("rope.freq_base", 10000.0)),
         max_position_embeddings=context_length,
-        tie_word_embeddings="output.weight" not in file.tensors,
+        tie_word_embeddings=_is_tied(file),
         qkv_bias="blk.0.attn_q.bias" in file.tensors,
         o_bias="blk.0.attn_output.bias" in file.tensors,
         rope_scaling=_rope_scaling(file, key, context_length),
         sliding_window=window or None,
     )
+
+
+def _is_tied(file: GGUFFile) -> bool:
+    """Whether the output projection is the embedding table: not in the file, or the same bytes again.
+
+    Two tables of different types stay two (Qwen2.5-Coder's q4_k_m has Q5_0 and Q8_0), even if they were one once.
+    """
+    if not {"output.weight", "token_embd.weight"} <= set(file.tensors):
+        return True
+    output, table = file.tensors["output.weight"], file.tensors["token_embd.weight"]
+    if (output.shape, output.type_id) != (table.shape, table.type_id):
+        return False
+    rows = [file.raw_rows(tensor.name) for tensor in (output, table)]
+    same = all(np.array_equal(*(raw[i : i + 4096] for raw in rows)) for i in range(0, table.shape[0], 4096))
+    file.drop_pages()
+    return same
 
 
 def _vocab_size(file: GGUFFile) -> int:

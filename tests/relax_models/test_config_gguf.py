@@ -62,6 +62,15 @@ def test_defaults_of_missing_keys(tmp_path):
     assert config == tiny("llama", num_key_value_heads=4, tie_word_embeddings=True, rope_theta=10000.0)
 
 
+def test_an_output_that_is_a_copy_of_the_table_is_tied(tmp_path):
+    table = np.random.default_rng(0).standard_normal((9000, 256)).astype(np.float32)
+    changed = table.copy()
+    changed[-1, -1] += 1
+    for output, tied in ((table, True), (changed, False), (table[:-1], False), (table.astype(np.float16), False)):
+        tensors = {"token_embd.weight": table, "output.weight": output}
+        assert config_from_gguf(write(tmp_path / "m.gguf", "qwen2", tensors)).tie_word_embeddings is tied
+
+
 def llama3_divisors(factor, dim, theta, original=8192, low=1.0, high=4.0):
     """rope_freqs as llama.cpp's convert_hf_to_gguf.py computes them (LlamaModel.generate_extra_tensors)."""
     divisors = []
