@@ -60,7 +60,7 @@ def ours_section(speed: Speed) -> str:
 
 
 def write_docs(results: Path = RESULTS, docs: Path = DOCS) -> None:
-    """Write the generated sections of docs/performance.md and docs/entropy-inference.md, and the plots, anew."""
+    """Write the generated sections of docs/performance.md, gpu.md and entropy-inference.md, and the plots, anew."""
     speeds = [Speed.model_validate_json(path.read_text()) for path in sorted(results.glob("speed_*.json"))]
     sections, ours = [], []
     for speed in speeds:

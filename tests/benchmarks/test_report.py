@@ -2,7 +2,7 @@ import pytest
 from speeds import RUN, measurement, speed
 
 from benchmarks.report import ours_section, replace_section, speed_section, write_docs
-from benchmarks.store import Compile, Gap, Start, write
+from benchmarks.store import Compile, Gap, GpuFigure, GpuKernels, Start, write
 
 PAGE = "a\n<!-- begin speed -->\nold\n<!-- end speed -->\nb\n<!-- begin compile -->\n<!-- end compile -->\n"
 
@@ -42,7 +42,11 @@ def test_pages_are_written_from_the_files(tmp_path):
     write(measured(), tmp_path / "speed_M.json")
     rows = [Start(name="library", seconds=[1.0, 3.0], peak_rss_bytes=5 << 20), Start(name="weights", gap="no disk")]
     write(Compile(run=RUN, model="M", compile=rows, start=[]), tmp_path / "compile_M.json")
+    (tmp_path / "gpu.md").write_text("<!-- begin measured -->\n<!-- end measured -->\n")
+    figures = [GpuFigure(step="decode", kernel="attention_decode", bytes=1.0, flops=1.0, seconds=1e-3)]
+    write(GpuKernels(run=RUN, model="M", context=8, chunk=4, figures=figures), tmp_path / "kernels_cuda.json")
     write_docs(tmp_path, tmp_path)
+    assert "| decode | attention_decode | 1e+03 |" in (tmp_path / "gpu.md").read_text()
     page = (tmp_path / "performance.md").read_text()
     assert "| llama.cpp Q4_0 | 4 ±0 % (4.00x) |" in page
     assert "| library | 2.0 ±50 % | 5 |" in page and "| weights | gap: no disk |" in page
