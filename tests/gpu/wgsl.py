@@ -12,12 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import tvm
-from gpu import emulated_cuda
+from gpu import cuda_to_cpp, emulated_cuda
 
 from passes.target import parse_target
 
 _SHADER = re.compile(r"// Function: (\w+)\n//-+\n")
-_SIGNATURE = re.compile(r'extern "C" __global__ void (?:__\w+__\([^)]*\) )?(\w+)\(([^)]*)\) \{')
 _BUFFER = re.compile(r"@binding\((\d+)\) var<storage, (\w+)> (\w+)\s*:")
 _C_TYPES = {"int": ctypes.c_int32, "uint": ctypes.c_uint32, "int64_t": ctypes.c_int64, "float": ctypes.c_float}
 _C_TYPES["long long"] = ctypes.c_int64
@@ -69,7 +68,7 @@ def compile(func: tvm.tirx.PrimFunc) -> Callable[..., None]:
     with cuda, emulated_cuda.compiling():
         module = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=cuda)
     source = module.mod.imports[0].inspect_source("cuda")
-    kernels = {name: _Kernel(name, sources[name], _parameters(text)) for name, text in _SIGNATURE.findall(source)}
+    kernels = {name: _Kernel(name, sources[name], found) for name, found in cuda_to_cpp.parameters(source).items()}
 
     def launch(kernel: str, grid: tuple[int, ...], _block: tuple[int, ...], values) -> None:
         kernels[kernel].launch(grid, values)
@@ -97,14 +96,6 @@ def shaders(func: tvm.tirx.PrimFunc) -> dict[str, str]:
     for name, text in zip(named[::2], named[1::2], strict=True):
         texts[name] += text
     return texts
-
-
-def _parameters(signature: str) -> list[tuple[str, str]]:
-    """(type, name) of each parameter of a CUDA kernel."""
-    return [
-        tuple(re.sub(r"\s*__restrict__\s*|\bconst\b", " ", parameter).strip().rsplit(None, 1))
-        for parameter in signature.split(",")
-    ]
 
 
 class _Kernel:
