@@ -1,13 +1,17 @@
 """--device cuda without a GPU: what is refused, what is found, and the tables of stored figures."""
 
+import time
+
 import pytest
+from gpu import emulated_cuda
 from speeds import RUN, measurement, speed, table
 from typer.testing import CliRunner
 
-from benchmarks import options
+from benchmarks import gpu_kernels, options
 from benchmarks.__main__ import app
 from benchmarks.gpu_kernels import gpu_kernel_table
 from benchmarks.gpu_roofline import DEVICES, device_named
+from benchmarks.gpu_work import Work
 from benchmarks.machine import describe_machine
 from benchmarks.report import speed_section
 from benchmarks.store import GpuFigure, GpuKernels
@@ -46,13 +50,17 @@ def test_the_library_for_the_device_is_taken(tmp_path):
         assert row.options["library"].endswith("-cuda.so") and row.options["device"] == "cuda"
 
 
-def test_the_machine_is_described_with_its_gpu(monkeypatch, tmp_path):
+@pytest.fixture
+def nvidia_smi(monkeypatch, tmp_path):
+    emulated_cuda.device()  # it takes a compiler, which will not be found on this PATH
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="nvidia-smi, which comes with NVIDIA's driver"):
-        describe_machine("cuda")
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 580.1, 81559 MiB, 1980 MHz, 2619 MHz, 700.00 W'\n")
     smi.chmod(0o755)
+    return smi
+
+
+def test_the_machine_is_described_with_its_gpu(nvidia_smi):
     added = dict(describe_machine("cuda").items() - describe_machine().items())
     assert added == {
         "GPU": "NVIDIA H100 80GB HBM3",
@@ -62,6 +70,19 @@ def test_the_machine_is_described_with_its_gpu(monkeypatch, tmp_path):
         "GPU memory clock": "2619 MHz",
         "GPU power limit": "700.00 W",
     }
+    nvidia_smi.unlink()
+    with pytest.raises(UserError, match="nvidia-smi, which comes with NVIDIA's driver"):
+        describe_machine("cuda")
+
+
+def test_kernels_are_timed_beside_the_data_sheet(nvidia_smi, monkeypatch):
+    work = Work("a kernel", bytes=3.35e12)
+    monkeypatch.setattr(gpu_kernels, "gpu_place", lambda device: None)
+    monkeypatch.setattr(gpu_kernels, "kernel_calls", lambda *_: [("decode", work, lambda: time.sleep(0.002))])
+    result = gpu_kernels.measure_gpu_kernels("M", None, None, 8, 4, lambda line: None)
+    (figure,) = result.figures
+    assert 0.002 <= figure.seconds < 1 and (figure.least_seconds, figure.bound) == (1.0, "memory")
+    assert result.run.machine["GPU"] == "NVIDIA H100 80GB HBM3"
 
 
 def test_figures_of_a_gpu_stand_without_the_limits_of_the_cpu():
