@@ -1,5 +1,6 @@
 import tvm
 from tvm import relax, te
+from tvm.s_tir import dlight
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
@@ -44,6 +45,15 @@ def test_tensor_cores_where_target_dtype_and_size_have_them():
         linear(96, 64, "q4", "float16", gpu_features(parse_target("metal"))),
     ):
         assert "m16n8k16" not in device_kernels(func)
+
+
+def test_metal_tries_no_simdgroup_matrices(monkeypatch):
+    tries = []
+    monkeypatch.setattr(dlight.gpu.matmul.MetalMatmul, "apply", lambda *arguments: tries.append(arguments))
+    metal = parse_target("metal")
+    func = linear(96, 64, "q4", "float16", gpu_features(metal))
+    text = ScheduleGPU(metal)(tvm.IRModule({"main": func}))["main"].script()
+    assert "threadIdx.x" in text and not tries
 
 
 def test_rows_choose_the_form_of_a_product():
