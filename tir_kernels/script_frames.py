@@ -6,6 +6,7 @@ loaded modules for each frame of the import system: 40 % of the time in which a 
 """
 
 import inspect
+import linecache
 import sys
 import types
 
@@ -21,11 +22,9 @@ def stack_of(frame: types.FrameType | None) -> list[inspect.FrameInfo]:
     """``inspect.getouterframes(frame)``, but without source lines beyond the first three frames."""
     found = []
     while frame is not None:
-        if len(found) < _WITH_SOURCE:
-            traceback = inspect.getframeinfo(frame)
-        else:
-            traceback = inspect.Traceback(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, None, None)
-        found.append(inspect.FrameInfo(frame, *traceback))
+        file, number = frame.f_code.co_filename, frame.f_lineno
+        line = linecache.getline(file, number) if len(found) < _WITH_SOURCE else ""
+        found.append(inspect.FrameInfo(frame, file, number, frame.f_code.co_name, [line] if line else None, 0))
         frame = frame.f_back
     return found
 
