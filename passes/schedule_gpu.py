@@ -18,8 +18,8 @@ class _Matmul(dlight.gpu.Matmul):
     """TVM's rule for products, without its try of simdgroup matrices on Metal.
 
     Those sum in the dtype of the factors and ours sum in float32, so the try fails each time; and the first one imports
-    all of TVM's tensor intrinsics: seconds, and 50 of them without script_frames. What the rule does next is what it does
-    at once for WebGPU.
+    all of TVM's tensor intrinsics: seconds, and 50 of them without script_frames. What the rule does next is what it
+    does at once for WebGPU.
     """
 
     def apply(self, func: tirx.PrimFunc, target: Target, is_tunable: bool) -> s_tir.Schedule | None:
