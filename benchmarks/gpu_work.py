@@ -78,8 +78,7 @@ def layer_budgets(config: ModelConfig, policy: Policy) -> list[float]:
 def decode_work(config: ModelConfig, context: int) -> list[Work]:
     """A decode step of one sequence with ``context`` entries a head in the cache."""
     kv, d = config.num_key_value_heads, config.head_dim
-    attention = _attention("attention_decode", config, context, context * 2 * kv * d * _ELEMENT)
-    return [*_linears(config, 1), Work(attention.kernel, attention.bytes, attention.flops, attention.exponentials)]
+    return [*_linears(config, 1), _attention("attention_decode", config, context, context * 2 * kv * d * _ELEMENT)]
 
 
 def compression_work(config: ModelConfig, policy: Policy, context: int) -> list[Work]:

@@ -4,6 +4,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .attention_task import AttentionShape
+from .decode_mma import MMADecode
 from .decode_split import decode_split
 from .features import GPUFeatures
 from .register import all_registers
@@ -34,7 +35,8 @@ def attention_decode(
         num_attention_heads, num_key_value_heads, head_dim, page_size, dtype, gpu, sm_scale, kv_dtype
     )
     H, G, d, S, pages = num_attention_heads, num_key_value_heads, head_dim, num_splits, shape.pages
-    split_of = decode_split(shape, num_splits)
+    on_tensor_cores = gpu.tensor_cores and pages.pair == 2 and head_dim <= MMADecode.most_dims
+    split_of = MMADecode(shape, num_splits) if on_tensor_cores else decode_split(shape, num_splits)
 
     @T.inline
     def merge(row, head, thread, parts, out):

@@ -42,9 +42,22 @@ class MMAAttention:
 
     def attend(self, task: Task, row0, num_rows, thread) -> None:
         """Statements: rows row0 to row0 + rows of the tile, as far as there are num_rows > row0."""
-        d, tiles = self.shape.head_dim, self.row_tiles
         steps = Steps(self.shape, task, self.width, T.min(row0 + self.rows, num_rows))
         self.stage = StagedPages(self.shape, self.width, self.threads)
+        self.warp_row0 = row0 + thread // 32 * self.warp_rows
+        self._allocate(thread)
+        warp_last = T.min(self.warp_row0 + self.warp_rows, num_rows) - 1
+        self.stage.load(steps, 0, thread)
+        self._start(task, num_rows)
+        with T.serial(steps.count) as step:
+            self.stage.arrive(steps, step, thread)
+            with T.If(steps.visible(step, warp_last) > 0), T.Then():
+                self._step(steps, step)
+        self._finish(task, num_rows)
+
+    def _allocate(self, thread) -> None:
+        d, tiles = self.shape.head_dim, self.row_tiles
+        self.column, self.pair = thread % 32 // 4, thread % 4
         self.queries = T.alloc_buffer((tiles * d // 4,), "uint32", scope="local")
         self.scores = T.alloc_buffer((tiles * self.width // 2,), "float32", scope="local")
         self.outputs = T.alloc_buffer((tiles * d // 2,), "float32", scope="local")
@@ -53,19 +66,12 @@ class MMAAttention:
         self.peaks = T.alloc_buffer((2 * tiles,), "float32", scope="local")
         self.words = T.alloc_buffer((8,), "uint32", scope="local")
         self.weights = T.alloc_buffer((4 * tiles,), "uint32", scope="local")
-        self.column, self.pair = thread % 32 // 4, thread % 4
-        self.warp_row0 = row0 + thread // 32 * self.warp_rows
-        warp_last = T.min(self.warp_row0 + self.warp_rows, num_rows) - 1
-        self.stage.load(steps, 0, thread)
-        self._start(task, num_rows)
-        with T.serial(steps.count) as step:
-            self.stage.arrive(steps, step, thread)
-            with T.If(steps.visible(step, warp_last) > 0), T.Then():
-                self._score(step)
-                self._mask(steps, step)
-                self._soften()
-                self._accumulate(step)
-        self._finish(task, num_rows)
+
+    def _step(self, steps: Steps, step) -> None:
+        self._score(step)
+        self._mask(steps, step)
+        self._soften()
+        self._accumulate(step)
 
     def _row(self, m: int, half: int):
         return self.warp_row0 + (m * _ROWS + half * 8) + self.column
@@ -111,8 +117,8 @@ class MMAAttention:
         for k in range(self.shape.head_dim // _DEPTH):
             for block in range(self.width // _DEPTH):
                 for later in range(2):
-                    place = self.stage.key(step, k * 8 + later * 4 + self.pair, block * _DEPTH + self.column * 2)
-                    T.buffer_store(self.words, self.stage.keys[T.ramp(place, 1, 2)], [T.ramp(later * 4, 1, 2)])
+                    words = self.stage.key_words(step, k * 8 + later * 4 + self.pair, block, self.column * 2)
+                    T.buffer_store(self.words, words, [T.ramp(later * 4, 1, 2)])
                 for m in range(self.row_tiles):
                     for j in range(2):
                         places = [self._score_place(m, block, half, e, j) for half, e in _HALVES]
@@ -184,8 +190,8 @@ class MMAAttention:
                     T.buffer_store(self.weights, word, [4 * m + 2 * e + half])
             for base, width in self.dim_groups:
                 for e in range(2):
-                    place = self.stage.value(step, block * 8 + self.pair * 2 + e, base + self.column * width)
-                    T.buffer_store(self.words, self.stage.values[T.ramp(place, 1, width)], [T.ramp(e * 4, 1, width)])
+                    words = self.stage.value_words(step, block, self.pair, e, base + self.column * width, width)
+                    T.buffer_store(self.words, words, [T.ramp(e * 4, 1, width)])
                 for m in range(self.row_tiles):
                     for j in range(width):
                         places = [self._output_place(m, base, width, half, e, j) for half, e in _HALVES]

@@ -35,6 +35,14 @@ class StagedPages:
         """Place in ``values`` of a word of the step."""
         return (step % 2 * self.value_rows + row) * self.value_stride + column
 
+    def key_words(self, step, row, block: int, column):
+        """The words of a row of two entries side by side, ``column`` and the next one of ``block``, which has 16."""
+        return self.keys[T.ramp(self.key(step, row, block * 16 + column), 1, 2)]
+
+    def value_words(self, step, block: int, pair, e: int, column, count: int):
+        """``count`` words from a dimension on, of entries 4 * pair + 2 * e and the next one of ``block``."""
+        return self.values[T.ramp(self.value(step, block * 8 + pair * 2 + e, column), 1, count)]
+
     def load(self, steps: Steps, step, thread) -> None:
         """Statements, the same for all threads: ask for the entries of ``step``, as one group of copies.
 
