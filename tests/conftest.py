@@ -1,6 +1,11 @@
 """Real models for the tests. `make test` fetches SmolLM2 first; the larger model is optional."""
 
+import os
 from pathlib import Path
+
+# Threads of torch's and of TVM's pool spin while they wait for each other: up to 20 times the work of a small model.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 
 import native_object
 import pytest
