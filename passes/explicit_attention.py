@@ -5,12 +5,13 @@ from tvm import IRModule, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from runtime.policy import Policy
-from tir_kernels.rope_scaling import inv_freq
+from tir_kernels.rope_scaling import inv_freq, mean_cos_sin
 
 from .attention_spec import FUSED_ATTENTION, PAGE_SIZE, AttentionSpec, attention_spec
 from .cache_tables import CacheTables, LayerTables
 from .kernel_set import KernelSet
 from .select_rows_early import chosen_rows
+from .weight_plan import is_call
 
 
 @tvm.transform.module_pass(opt_level=0, name="ExplicitAttention")
@@ -27,6 +28,8 @@ class ExplicitAttention:
 
     Where only some rows of a layer's attention are read (SelectRowsEarly has moved their choice there), it is computed
     for those: ``row_tiles`` takes the place of the step's tiles.
+
+    Keys of an 8-bit cache are centred by ``rope_append`` if their projection has a bias.
 
     If the decode policy compresses, ``rope_append`` also keeps the queries of the observation window
     (``kv_cache_window``).
@@ -124,19 +127,41 @@ class _Rewriter(PyExprMutator):
         """(tables of the layer with its new pages, q [n, H, d] after RoPE)."""
         tables = self.tables.layer(layer)
         keeps_window = self.policy.decode != "full"
-        kernel = self._kernel("rope_append", **self.stored_heads, rotary_dim=self.spec.rotary_dim, window=keeps_window)
+        bias = self._qkv_bias(qkv) if self.policy.kv_dtype == "int8" else []
+        kernel = self._kernel(
+            "rope_append",
+            **self.stored_heads,
+            rotary_dim=self.spec.rotary_dim,
+            window=keeps_window,
+            **({"centred": True} if bias else {}),
+        )
         q_type = relax.TensorType((qkv.ty.shape[0], self.spec.num_attention_heads, self.spec.head_dim), self.spec.dtype)
         pages = [tables.k_pages, tables.v_pages]
         args = [qkv, self.cos_sin, tables.append_slots]
         if keeps_window:
             query_slots, observed = self.tables.window(layer)
-            args, inplace = [*args, query_slots], [*pages, observed]
+            args, inplace = [*args, query_slots, *bias], [*pages, observed]
         else:
-            inplace = pages
+            args, inplace = [*args, *bias], pages
         positions = [-1, *range(len(args), len(args) + len(inplace))]
         types = [q_type, *(tensor.ty for tensor in inplace)]
         q, k_pages, v_pages = self._emit_inplace(kernel, [*args, *inplace], positions, types)[:3]
         return LayerTables(k_pages, v_pages, *list(vars(tables).values())[2:]), q
+
+    def _qkv_bias(self, qkv: relax.Expr) -> list[relax.Expr]:
+        """What rope_append takes to centre keys: [qkv_bias, mean_cos_sin]; [] if qkv is no reshaped sum with a bias."""
+        values = [qkv]
+        while isinstance(values[-1], relax.Var) or is_call(values[-1], "relax.reshape"):
+            last = values[-1]
+            values.append(self.lookup_binding(last) if isinstance(last, relax.Var) else last.args[0])
+        if not is_call(values[-1], "relax.add") or values[-1].args[1].ty.ndim != 1:
+            return []
+        shape = (1, self.spec.num_attention_heads + 2 * self.spec.num_key_value_heads, self.spec.head_dim)
+        bias = self.builder_.emit(relax.op.reshape(values[-1].args[1], shape))
+        return [
+            bias,
+            relax.const(mean_cos_sin(self.spec.rope_theta, self.spec.rotary_dim, self.spec.rope_scaling_dict)),
+        ]
 
     def _emit_row_tiles(self, rows: relax.Expr, segments: relax.Expr | None = None) -> relax.Expr:
         """Tiles of the wanted rows, as attention_gated takes them if there are segments, else as attention_prefill."""

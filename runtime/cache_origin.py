@@ -52,5 +52,7 @@ def _settings(policy: Policy | None, compiled: Policy | None, compressed: bool) 
     dense = policy.prefill == "dense"
     left_out = {"window", *(GATE_FIELDS if dense else ()), *(() if compressed else DECODE_FIELDS)}
     settings = {name: value for name, value in policy.to_dict().items() if name not in left_out}
+    if policy.kv_dtype == "int8":
+        settings["int8_keys"] = "centred"  # files from before keys were centred have another constant in them
     # The newest queries are kept where the library can compress.
     return settings | {"window": policy.window if compiled.decode != "full" else 0}

@@ -19,7 +19,11 @@ _GATE_FIELDS = set(GateParameters.__dataclass_fields__)
 class OracleModel:
     """One sequence of a Hugging Face causal language model under a policy; float64 attention, float32 elsewhere."""
 
-    def __init__(self, model: torch.nn.Module, policy: Policy) -> None:
+    def __init__(
+        self, model: torch.nn.Module, policy: Policy, key_centres: dict[int, np.ndarray] | None = None
+    ) -> None:
+        """``key_centres``: what is subtracted from the keys of a layer before they become 8-bit, [G, d]."""
+        self.key_centres = key_centres or {}
         self.model = model
         self.policy = policy
         self.cache = transformers.DynamicCache()
@@ -58,7 +62,8 @@ class OracleModel:
     def _attend(self, module, query, key, value, attention_mask, scaling, **_):
         layer = module.layer_idx
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))  # [tokens, heads, d]
-        k, v = self._stored_keys(k), self._stored_values(v)
+        centre = self.key_centres.get(layer, 0)
+        k, v = self._stored_keys(k - centre) + centre, self._stored_values(v)
         before = self.queries.get(layer, q[:0])
         self.queries[layer] = np.concatenate([before, q])
         masks = self.visible.get(layer, [np.zeros(0, bool)] * k.shape[1])

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import tvm
 from expected_attention import ExpectedFunction
@@ -9,8 +10,10 @@ from tvm.script import tirx as T
 
 from passes.cpu_kernels import cpu_kernels
 from passes.explicit_attention import ExplicitAttention
+from passes.weight_plan import is_call
 from runtime.policy import make_policy
 from tir_kernels.cpu.isa import VectorISA
+from tir_kernels.rope_scaling import mean_cos_sin
 
 KERNELS = cpu_kernels(VectorISA("avx512_bf16", 16))
 
@@ -173,3 +176,38 @@ def test_functions_without_attention_stay():
 
     mod = merged(Module, creation_module())
     assert_relax_equal(ExplicitAttention(KERNELS, make_policy("entropy", "latent"))(mod), mod)
+
+
+@pytest.mark.parametrize("kv_dtype, centred", [("int8", True), ("model", False)])
+def test_rope_append_gets_the_bias_of_keys_that_become_8_bit(kv_dtype, centred):
+    @I.ir_module
+    class Biased:
+        @R.function
+        def main(x: R.Tensor((1, "n", 384), "bfloat16"), bias: R.Tensor((384,), "bfloat16"), kv: R.Any) -> R.Tensor(
+            ("n", 8, 32), "bfloat16"
+        ):
+            n = T.int64()
+            with R.dataflow():
+                biased = R.add(x, bias)
+                qkv = R.reshape(biased, (n, 12, 32))
+                a = R.call_dps_packed(
+                    "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
+                    (kv, R.prim_value(0), R.prim_value(T.float64(0.25)), qkv),
+                    out_ty=R.Tensor((n, 8, 32), "bfloat16"),
+                )
+                R.output(a)
+            return a
+
+    policy = make_policy("dense", "full", f"kv_dtype={kv_dtype}")
+    after = ExplicitAttention(KERNELS, policy)(merged(Biased, creation_module()))
+    main, rope_append = after["main"], after["rope_append"]
+    values = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+    inplace = [v for v in values.values() if is_call(v, "relax.call_tir_inplace")]
+    (append,) = [v for v in inplace if v.args[0].name_hint == "rope_append"]
+    arguments = dict(zip([param.name for param in rope_append.params], append.args[1].fields))
+    assert ("qkv_bias" in arguments) == ("mean_cos_sin" in arguments) == centred
+    if centred:
+        reshaped = values[arguments["qkv_bias"]]
+        assert is_call(reshaped, "relax.reshape") and reshaped.args[0].same_as(main.params[1])
+        mean = mean_cos_sin(10000.0, 32, {"rope_type": "linear", "factor": 2.0})
+        np.testing.assert_array_equal(arguments["mean_cos_sin"].value.numpy(), mean)

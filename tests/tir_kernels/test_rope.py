@@ -7,7 +7,8 @@ import int8_entries
 import numpy as np
 import pytest
 from compiled import compiled, on_arrays, run
-from rope_steps import Append, check_newest_queries, slots_of_steps
+from paged_cache import NUMPY_DTYPE
+from rope_steps import Append, check_newest_queries, rotate, slots_of_steps
 
 from tir_kernels.cpu.rope_append import rope_append
 from tir_kernels.cpu.rope_table import rope_table
@@ -54,6 +55,26 @@ class _Int8Append(Append):
             np.testing.assert_array_equal(scales, old_scales)
 
 
+class _CentredAppend(_Int8Append):
+    """Keys less what the mean rotation makes of their bias."""
+
+    def __init__(self, run, *shape):
+        super().__init__(self._run_centred, *shape)
+        self.kernel = run
+        rng = np.random.default_rng(3)
+        heads = self.heads + 2 * self.kv_heads
+        self.bias = rng.standard_normal((1, heads, self.d)).astype(NUMPY_DTYPE[self.dtype])
+        self.mean = rng.uniform(-1, 1, (1, self.rotary)).astype(np.float32)
+
+    def _run_centred(self, qkv, table, slots, *pools_and_q):
+        self.kernel(qkv, table, slots, self.bias, self.mean, *pools_and_q)
+
+    def check_pools(self, before, after, slots, k, v):
+        cos, sin = np.split(self.mean.astype(np.float64), 2, axis=1)
+        centre = rotate(self.bias[:, self.heads : self.heads + self.kv_heads].astype(np.float64), cos, sin)
+        super().check_pools(before, after, slots, k - centre, v)
+
+
 _SHAPES = [
     pytest.param((14, 2, 64, 64, 64, "bfloat16"), id="qwen-bf16"),
     pytest.param((3, 1, 80, 32, 16, "bfloat16"), id="partial-rotary-bf16"),
@@ -66,10 +87,17 @@ def _kernel(isa_target, shape, **options):
     return on_arrays(compiled(rope_append(*shape, isa, **options), target))
 
 
-@pytest.mark.parametrize(("kind", "kv_dtype"), [(Append, "model"), (_Int8Append, "int8")])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        pytest.param(Append, {}, id="model"),
+        pytest.param(_Int8Append, {"kv_dtype": "int8"}, id="int8"),
+        pytest.param(_CentredAppend, {"kv_dtype": "int8", "centred": True}, id="centred"),
+    ],
+)
 @pytest.mark.parametrize("shape", _SHAPES)
-def test_rope_append(isa_target, shape, kind, kv_dtype):
-    append = kind(_kernel(isa_target, shape, kv_dtype=kv_dtype), *shape)
+def test_rope_append(isa_target, shape, kind, options):
+    append = kind(_kernel(isa_target, shape, **options), *shape)
     for slots in slots_of_steps(append.kv_heads, append.page):
         append.check(slots)
 

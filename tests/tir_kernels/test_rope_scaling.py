@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tir_kernels.rope_scaling import inv_freq
+from tir_kernels.rope_scaling import inv_freq, mean_cos_sin
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -22,7 +22,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def expected(theta, rotary_dim, scaling):
     parameters = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
     config = LlamaConfig(
-        hidden_size=rotary_dim, num_attention_heads=1, head_dim=rotary_dim, rope_parameters=parameters,
+        hidden_size=rotary_dim,
+        num_attention_heads=1,
+        head_dim=rotary_dim,
+        rope_parameters=parameters,
         max_position_embeddings=131072,
     )
     embedding = LlamaRotaryEmbedding(config)
@@ -74,6 +77,17 @@ def test_equals_transformers_for_any_shape(theta, half, factor, original, kind):
     if kind == "llama3":
         scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     check(theta, 2 * half, scaling)
+
+
+@pytest.mark.parametrize("scaling", [None, {**YARN, "attention_factor": 1.25}])
+def test_mean_cos_sin_is_the_sum_of_a_geometric_series(scaling):
+    frequencies, attention_scaling = inv_freq(1e6, 64, scaling)
+    turns = np.exp(1j * frequencies.astype(np.float64))
+    mean = attention_scaling * (turns**32768 - 1) / (turns - 1) / 32768
+    found = mean_cos_sin(1e6, 64, scaling)
+    assert found.dtype == np.float32
+    # A power of 32768 multiplies the rounding error of the angle (1e-16) by as much; float32 rounds at 6e-8.
+    np.testing.assert_allclose(found, np.concatenate([mean.real, mean.imag])[None], rtol=1e-6, atol=1e-7)
 
 
 def test_unknown_type():

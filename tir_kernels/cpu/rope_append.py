@@ -23,11 +23,17 @@ def rope_append(
     isa: VectorISA,
     window: bool = False,
     kv_dtype: str = "model",
+    centred: bool = False,
 ) -> PrimFunc:
     """(qkv, cos_sin, append_slots, k_pages, v_pages, q_out); k_pages and v_pages are updated in place.
 
     With ``window``: (qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out), and the queries of
     the newest tokens are kept for a later compression of the cache: observed is updated in place, too.
+
+    With ``centred``, for 8-bit pages: qkv_bias and mean_cos_sin come before k_pages. What the bias of the keys is on
+    average over many positions is subtracted from every key after RoPE. It is the same for all keys of a head, so no
+    softmax over keys changes, and codes are not spent on it: biases of Qwen2.5 are up to a hundred times as large as
+    what tells its keys apart, in pairs that turn slowly.
 
     qkv : dtype [n, H + 2 G, d], query heads, key heads, value heads, before RoPE
     cos_sin : float32 [n, rotary_dim] as :func:`rope_table` writes it
@@ -36,6 +42,7 @@ def rope_append(
     q_out : dtype [n, H, d]
     query_slots : int32 [n], the row of ``observed`` that gets the token's row of q_out, or -1; no row twice
     observed : dtype [rows, H, d]
+    qkv_bias : dtype [1, H + 2 G, d], that of the projection; mean_cos_sin : float32 [1, rotary_dim], as a row of cos_sin
 
     RoPE is the rotate-half form on the first ``rotary_dim`` dimensions.
 
@@ -100,9 +107,10 @@ def rope_append(
         for c in T.serial(d):
             v_pages[page, offset // P, c, offset % P] = qkv[token, H + G + head, c]
 
-    def quantize_key(key, k_pages, page, offset) -> None:
-        """Statements: float32 key[0, :] becomes entry ``offset`` of an 8-bit page."""
-        values = rotated(isa, [T.Bind(key[0, isa.ramp(c)]) for c in range(0, d, L)])
+    def quantize_key(key, centre, k_pages, page, offset) -> None:
+        """Statements: float32 key[0, :] - centre[0, :] becomes entry ``offset`` of an 8-bit page."""
+        places = [(0, isa.ramp(c)) for c in range(0, d, L)]
+        values = rotated(isa, [T.Bind(key[at] - centre[at] if centred else key[at]) for at in places])
         largest, rounded = quantized(isa, values, offset=128)
         codes = stack_buffer(d, "uint8")
         for v, value in enumerate(rounded):
@@ -143,7 +151,7 @@ def rope_append(
 
     @T.inline
     def append_word_run(
-        num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out
+        num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, _bias, k_pages, v_pages, observed, q_out
     ):
         keys = T.sblock_alloc_buffer((L, d), "uint16" if P == 2 else dtype)
         broken = T.sblock_alloc_buffer((1,), "int32")
@@ -164,21 +172,24 @@ def rope_append(
 
     @T.inline
     def append_int8_run(
-        num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out
+        num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, bias, k_pages, v_pages, observed, q_out
     ):
         key = T.sblock_alloc_buffer((1, d), "float32")
+        centre = T.sblock_alloc_buffer((1, d), "float32")
+        if centred:
+            rotate(*bias, 0, H + head, centre, (0,))
         for i in T.serial(num_tokens):
             rotate_queries(qkv, cos_sin, token0 + i, head, query_slots, observed, q_out)
             rotate(qkv, cos_sin, token0 + i, H + head, key, (0,))
             slot: T.let = append_slots[head, token0 + i]
             page: T.let = T.cast(slot // page_size, "int64")
-            quantize_key(key, k_pages, page, slot % page_size)
+            quantize_key(key, centre, k_pages, page, slot % page_size)
             quantize_value(qkv, token0 + i, H + G + head, v_pages, page, slot % page_size)
 
     append_tokens = append_int8_run if pages.is_int8 else append_word_run
 
     @T.inline
-    def append(n, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out):
+    def append(n, qkv, cos_sin, append_slots, query_slots, bias, k_pages, v_pages, observed, q_out):
         @T.inline
         def append_run(task):
             with T.sblock("run"):
@@ -188,7 +199,18 @@ def rope_append(
                 token0: T.let = task // G * L
                 num_tokens: T.let = T.min(T.int64(L), n - token0)
                 append_tokens(
-                    num_tokens, token0, head, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out
+                    num_tokens,
+                    token0,
+                    head,
+                    qkv,
+                    cos_sin,
+                    append_slots,
+                    query_slots,
+                    bias,
+                    k_pages,
+                    v_pages,
+                    observed,
+                    q_out,
                 )
 
         with T.sblock("root"):
@@ -207,27 +229,9 @@ def rope_append(
         qkv_handle: T.handle,
         cos_sin_handle: T.handle,
         append_slots_handle: T.handle,
-        k_pages_handle: T.handle,
-        v_pages_handle: T.handle,
-        q_out_handle: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        n = T.int64()
-        num_pages = T.int64()
-        qkv = T.match_buffer(qkv_handle, (n, H + 2 * G, d), dtype)
-        cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
-        append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
-        k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
-        v_pages = T.match_buffer(v_pages_handle, pages.value_shape(num_pages), pages.value_dtype)
-        q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
-        append(n, qkv, cos_sin, append_slots, None, k_pages, v_pages, None, q_out)
-
-    @T.prim_func(s_tir=True)
-    def rope_append_window(
-        qkv_handle: T.handle,
-        cos_sin_handle: T.handle,
-        append_slots_handle: T.handle,
         query_slots_handle: T.handle,
+        qkv_bias_handle: T.handle,
+        mean_cos_sin_handle: T.handle,
         k_pages_handle: T.handle,
         v_pages_handle: T.handle,
         observed_handle: T.handle,
@@ -241,10 +245,21 @@ def rope_append(
         cos_sin = T.match_buffer(cos_sin_handle, (n, rotary_dim), "float32")
         append_slots = T.match_buffer(append_slots_handle, (G, n), "int32")
         query_slots = T.match_buffer(query_slots_handle, (n,), "int32")
+        qkv_bias = T.match_buffer(qkv_bias_handle, (1, H + 2 * G, d), dtype)
+        mean_cos_sin = T.match_buffer(mean_cos_sin_handle, (1, rotary_dim), "float32")
         k_pages = T.match_buffer(k_pages_handle, pages.key_shape(num_pages), pages.key_dtype)
         v_pages = T.match_buffer(v_pages_handle, pages.value_shape(num_pages), pages.value_dtype)
         observed = T.match_buffer(observed_handle, (num_observed, H, d), dtype)
         q_out = T.match_buffer(q_out_handle, (n, H, d), dtype)
-        append(n, qkv, cos_sin, append_slots, query_slots, k_pages, v_pages, observed, q_out)
+        bias = T.meta_var((qkv_bias, mean_cos_sin))
+        kept_queries = T.meta_var(observed if window else None)
+        append(n, qkv, cos_sin, append_slots, query_slots, bias, k_pages, v_pages, kept_queries, q_out)
 
-    return rope_append_window if window else rope_append
+    absent = [] if window else ["query_slots", "observed"]
+    absent += [] if centred else ["qkv_bias", "mean_cos_sin"]
+    return _without(rope_append, set(absent))
+
+
+def _without(func: PrimFunc, names: set[str]) -> PrimFunc:
+    """``func`` less the parameters of these names, which its body does not read."""
+    return PrimFunc([param for param in func.params if param.name not in names], func.body, func.ret_type, func.attrs)
