@@ -98,11 +98,25 @@ def new_cache_file(path: Path, header: CacheHeader) -> Iterator[CacheFileWriter]
 
 
 def _remove_stale_parts(path: Path) -> None:
-    """Remove what a process that was killed has left of ``path``. Its lock went with it; a pid may be taken again."""
+    """Remove what processes that were killed have left of ``path``."""
     for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        pid = part.name.split(".")[-2]
+        # A writer that lives in another container has no process here, but a lock; one that just begins, no lock yet.
+        if not pid.isdecimal() or _is_alive(int(pid)):
+            continue
         with suppress(OSError), part.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class CacheFileReader:
