@@ -87,6 +87,12 @@ def check_weights(folder: Path, cache: TensorCache, library: LibraryMetadata, li
                 f"{library_path} and {folder} do not belong together: {problem}; compile the library for this "
                 "model, or convert the model's weights again with compile.py --weights"
             )
+    # The library would take the embedding for it and answer with other words.
+    if "lm_head.weight" in records.keys() - {spec.name for spec in library.params}:
+        raise UserError(
+            f"{library_path} uses the embedding as output projection, but {folder} has one of its own: compile the library "
+            "for this model, or convert the model's weights again with compile.py --weights"
+        )
 
 
 def _mismatch(spec: ParamSpec, record: TensorRecord | None) -> str | None:

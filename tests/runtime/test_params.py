@@ -56,6 +56,15 @@ def test_library_for_another_model(toy_copy):
         load(toy_copy, params=[*toy_metadata()["params"], {"name": "model.norm.weight", "shape": [1], "dtype": "int8"}])
 
 
+def test_folder_with_an_output_projection_that_the_library_has_not(toy_copy):
+    change_cache(toy_copy, lambda cache: cache["records"][0]["records"][1].update(name="lm_head.weight"))
+    specs = toy_metadata()["params"]
+    untied = [specs[0] | {"name": "lm_head.weight"}, *specs[1:]]
+    assert len(load(toy_copy, params=untied)) == len(specs)
+    with pytest.raises(UserError, match="uses the embedding as output projection, but .* has one of its own"):
+        load(toy_copy, params=untied[1:])
+
+
 def test_library_for_another_layout(toy_copy):
     with pytest.raises(UserError, match="wants weights packed as q4_n32g32, but those in .* are packed as f32_n32"):
         load(toy_copy, weight_format="q4_n32g32")
