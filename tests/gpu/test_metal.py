@@ -11,7 +11,7 @@ from gate_steps import GateSteps, LayerShape, gate_kernels
 from gated_steps import PAGE, SEGMENT, cases
 from gpu import emulated_cuda, metal_shim, metal_to_cpp
 from gpu.kernel_code import kernels_of_a_layer
-from paged_cache import NUMPY_DTYPE, query_tiles, random_cache, reference_attention
+from paged_cache import NUMPY_DTYPE, check_attention, random_cache
 from rope_steps import Append, check_newest_queries, slots_of_steps
 from test_logit_processing import LOWEST
 from test_mlc_weights import dequantized, stored
@@ -98,22 +98,8 @@ def test_attention(dtype, query_lengths):
         # Rows of very different temperature: flat ones, and peaked ones whose running maximum is raised many times.
         q = rng.standard_normal((sum(query_lengths), heads, head_dim)) * rng.uniform(0.1, 10, (1, heads, 1))
         q = q.astype(NUMPY_DTYPE[dtype])
-        out = np.full(q.shape, np.nan, q.dtype)
         with emulated_cuda.thread_order(order):
-            kernel(
-                q,
-                cache.k_pages,
-                cache.v_pages,
-                np.cumsum([0, *query_lengths], dtype=np.int32),
-                query_tiles(query_lengths),
-                cache.page_indptr,
-                cache.page_indices,
-                cache.kv_lengths,
-                out,
-            )
-        expected = reference_attention(q, cache, query_lengths, head_dim**-0.5)
-        error = np.abs(out.astype(np.float64) - expected.out)
-        assert np.all(error <= expected.error_bound(dtype, rounded_weights=False))
+            check_attention(kernel, q, cache, query_lengths, dtype)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 64, 16, "float16"), (4, 2, 80, 32, "float32")], ids=["float16", "float32"])

@@ -9,7 +9,7 @@ from gate_steps import GateSteps, LayerShape, gate_kernels
 from gated_steps import PAGE, SEGMENT, cases
 from gpu import wgsl
 from gpu.kernel_code import kernels_of_a_layer
-from paged_cache import NUMPY_DTYPE, query_tiles, random_cache, reference_attention
+from paged_cache import NUMPY_DTYPE, check_attention, random_cache
 from rope_steps import Append, check_newest_queries, slots_of_steps
 from test_mlc_weights import dequantized, stored
 from test_observe import check_with_oracle, prompts
@@ -66,23 +66,9 @@ def test_attention(dtype, query_lengths):
     rng = np.random.default_rng(0)
     cache = random_cache(rng, [[70, 1, 203], [75, 1, 208]], head_dim, page_size, dtype)
     q = rng.standard_normal((sum(query_lengths), heads, head_dim)).astype(NUMPY_DTYPE[dtype])
-    out = np.full(q.shape, np.nan, q.dtype)
     shape = (heads, kv_heads, head_dim, page_size, dtype, _GPU, head_dim**-0.5)
     kernel = attention_decode(*shape, 2) if max(query_lengths) == 1 else attention_prefill(*shape)
-    wgsl.compile(kernel)(
-        q,
-        cache.k_pages,
-        cache.v_pages,
-        np.cumsum([0, *query_lengths], dtype=np.int32),
-        query_tiles(query_lengths),
-        cache.page_indptr,
-        cache.page_indices,
-        cache.kv_lengths,
-        out,
-    )
-    expected = reference_attention(q, cache, query_lengths, head_dim**-0.5)
-    error = np.abs(out.astype(np.float64) - expected.out)
-    assert np.all(error <= expected.error_bound(dtype, rounded_weights=False))
+    check_attention(wgsl.compile(kernel), q, cache, query_lengths, dtype)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 64, 16, "float16"), (4, 2, 80, 32, "float32")], ids=["float16", "float32"])

@@ -224,3 +224,22 @@ def reference_attention(
 
 def _pages(places: np.ndarray, page_size: int) -> list[np.ndarray]:
     return [places[i : i + page_size] for i in range(0, len(places), page_size)]
+
+
+def check_attention(kernel, q, cache, query_lengths, dtype) -> None:
+    """``kernel``, an attention on a device without tensor cores, against ``reference_attention`` and its error bound."""
+    out = np.full(q.shape, np.nan, q.dtype)
+    kernel(
+        q,
+        cache.k_pages,
+        cache.v_pages,
+        np.cumsum([0, *query_lengths], dtype=np.int32),
+        query_tiles(query_lengths),
+        cache.page_indptr,
+        cache.page_indices,
+        cache.kv_lengths,
+        out,
+    )
+    expected = reference_attention(q, cache, query_lengths, q.shape[2] ** -0.5)
+    error = np.abs(out.astype(np.float64) - expected.out)
+    assert np.all(error <= expected.error_bound(dtype, rounded_weights=False))
