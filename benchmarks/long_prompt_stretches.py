@@ -15,7 +15,7 @@ _LONGEST_LOSS = 600.0  # seconds of prefill that a crash may cost
 
 
 class Stretches:
-    """Call ``after_step`` before the first step of a prefill and after each; what comes behind the prompt is ignored."""
+    """Call ``after_step`` before the first step of a prefill and after each; what is behind the prompt is ignored."""
 
     def __init__(
         self,

@@ -106,6 +106,6 @@ def _after_the_prompt(record: LongPrompt) -> str:
     whole, kept = record.decode
     times = (whole.sample.seconds / whole.tokens) / (kept.sample.seconds / kept.tokens)
     return (
-        f"Decoding from the {kept.entries:,} entries that a head keeps after a compression is {times:.1f} times as fast "
+        f"Decoding from the {kept.entries:,} entries a head keeps after a compression is {times:.1f} times as fast "
         f"as from all {whole.entries:,}."
     )

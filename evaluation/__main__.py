@@ -35,7 +35,7 @@ def main(
         list[str],
         typer.Option(
             help='NAME=LIBRARY.so or NAME=LIBRARY.so:"k=v;k=v" with run-time settings; once for each policy. NAME=:... '
-            "takes the library of the model folder. max_total_seq_length=N limits the KV cache of a policy to N tokens, "
+            "takes the library of the model folder. max_total_seq_length=N limits the cache of a policy to N tokens, "
             "max_total_seq_length=first_turn to what the prompt and a first answer of --min-new-tokens need. "
             "Default: dense, and what that library was compiled for.",
             show_default=False,
@@ -72,7 +72,7 @@ def main(
         bool,
         typer.Option(
             "--share-short-prompts",
-            help="One prefill for all policies of a library where none of them would attend sparsely, and one run for all "
+            help="One prefill for all policies of a library where none would attend sparsely, and one run for all "
             "of any library that are dense attention there.",
         ),
     ] = False,

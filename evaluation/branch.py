@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evaluation.policies import EvaluatedPolicy
+from evaluation.session import Session
 from runtime.text_stream import StopStrings, StreamingDetokenizer
-
-if TYPE_CHECKING:
-    from evaluation.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +43,12 @@ class Branch:
         self._policy = policy
         self._memory = memory
 
-    def fork(self, policy: EvaluatedPolicy | None = None) -> AbstractContextManager[Branch]:
+    @contextmanager
+    def fork(self, policy: EvaluatedPolicy | None = None) -> Iterator[Branch]:
         """See Session.fork; by default under the same policy."""
-        return self.session.fork(self, policy or self._policy)
+        policy = policy or self._policy
+        with self.session.fork(self.sequence, policy) as child:
+            yield Branch(self.session, child, policy, self.length, self.logits)
 
     def conversation(self, policy: EvaluatedPolicy) -> AbstractContextManager[Branch]:
         """Where answers and further turns go: a copy, or with a limited memory this sequence itself."""
@@ -107,6 +107,17 @@ class Branch:
     def _append(self, token_id: int) -> None:
         self.logits = self.session.decode(self.sequence, token_id)
         self.length += 1
+
+
+@contextmanager
+def read_prompt(
+    session: Session, token_ids: Sequence[int], policy: EvaluatedPolicy, memory: int | None = None
+) -> Iterator[Branch]:
+    """Compute a prompt with the prefill settings of ``policy``, in a cache of ``memory`` entries."""
+    with session.empty_sequence(policy, memory) as sequence:
+        prompt = Branch(session, sequence, policy, memory=memory)
+        prompt.extend(token_ids)
+        yield prompt
 
 
 def _best_other(logits: np.ndarray, excluded: frozenset[int]) -> int:

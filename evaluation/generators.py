@@ -24,8 +24,8 @@ _UUID_TOKENS = 110
 _NAMES_TOKENS = 60
 
 NEEDLE_INTRODUCTION = (
-    "Some special magic numbers are hidden within the following text. Make sure to memorize them. I will quiz you about "
-    "the numbers afterwards."
+    "Some special magic numbers are hidden within the following text. Make sure to memorize them. I will quiz you "
+    "about the numbers afterwards."
 )
 
 

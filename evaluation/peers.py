@@ -1,4 +1,4 @@
-"""Columns of the table that are other engines: greedy answers of the benchmarks' worker processes to the same token ids.
+"""Columns of the table that are other engines: greedy answers of the benchmarks' workers to the same token ids.
 
 No likelihoods: the engines are asked for tokens only, which all of them give. Only this module and __main__ import
 benchmarks, and nothing of benchmarks imports them: benchmarks takes its policies, texts and needles from here.
@@ -121,7 +121,7 @@ def find_peers(names: Sequence[str]) -> list[Variant]:
 
 
 def worker_plan(gguf: Path | None, pythons: list[str], vocab_size: int, longest: int) -> WorkerPlan:
-    """The peers' model. UserError if it is missing, has another vocabulary than ``vocab_size``, or was trained for fewer
+    """The peers' model. UserError if it is missing, has not ``vocab_size`` tokens, or was trained for fewer
     than ``longest`` tokens: engines differ in what they do beyond that."""
     if gguf is None:
         raise UserError("peers need the model as a GGUF file: name it with --gguf")

@@ -69,7 +69,7 @@ class EvaluatedPolicy:
         return (*key, *(values[name] for name in values if name not in DECODE_FIELDS))
 
     def memory_for(self, prompt_tokens: int, min_new_tokens: int) -> int | None:
-        """Entries that the cache may hold. FIRST_TURN: the prompt and a shortest first answer, in whole pages, so that a
+        """Entries that the cache may hold. FIRST_TURN: the prompt and a shortest first answer in whole pages, so that a
         second question never finds room; and what the policy needs at least."""
         if self.memory != FIRST_TURN:
             return self.memory

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from evaluation.branch import read_prompt
 from evaluation.measure import Outcome, measure
 from evaluation.policies import EvaluatedPolicy
 from evaluation.rows import Row
@@ -93,7 +94,7 @@ class Runner:
         outcomes: dict[tuple, Outcome] = {}
         session = self._sessions[str(group[0].library.path)]
         memory = group[0].memory_for(len(job.prompt_ids), self._options.min_new_tokens)
-        with session.prompt(job.prompt_ids, group[0], memory) as prompt:
+        with read_prompt(session, job.prompt_ids, group[0], memory) as prompt:
             for policy in group:
                 key = policy.decode_key()
                 if key not in outcomes:

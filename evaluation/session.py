@@ -1,7 +1,5 @@
 """A library with its weights and one KV cache: sequences that grow, fork and run out of memory."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.branch import Branch
 from evaluation.policies import EvaluatedPolicy
 from runtime.cache_memory import CacheMemory
 from runtime.kv_state import KVState
@@ -36,7 +33,7 @@ class Clock:
 
 
 class Session:
-    """A library with its weights and a cache. Use one prompt at a time, and one branch of it at a time."""
+    """A library with its weights and a cache. It holds one prompt at a time, and one branch of it."""
 
     def __init__(
         self,
@@ -59,17 +56,15 @@ class Session:
         self._ballast = False
 
     @contextmanager
-    def prompt(self, token_ids: Sequence[int], policy: EvaluatedPolicy, memory: int | None = None) -> Iterator[Branch]:
-        """Compute a prompt with the prefill settings of ``policy``, in a cache of ``memory`` entries."""
+    def empty_sequence(self, policy: EvaluatedPolicy, memory: int | None = None) -> Iterator[int]:
+        """A sequence for a prompt, under the prefill settings of ``policy``, in a cache of ``memory`` entries."""
         self.configure(policy)
         try:
             self.leave(memory)
             self._kv.add_sequence(_PROMPT)
             if memory is not None:
                 self._may_shrink(_PROMPT)
-            prompt = Branch(self, _PROMPT, policy, memory=memory)
-            prompt.extend(token_ids)
-            yield prompt
+            yield _PROMPT
             self._kv.remove_sequence(_PROMPT)
             self.leave(None)
         except BaseException:  # perhaps in the middle of a step, where only clear() is allowed
@@ -78,7 +73,7 @@ class Session:
             raise
 
     @contextmanager
-    def fork(self, source: Branch, policy: EvaluatedPolicy) -> Iterator[Branch]:
+    def fork(self, source: int, policy: EvaluatedPolicy) -> Iterator[int]:
         """A copy of a sequence that goes on by itself under the decode settings of ``policy``.
 
         The cache compresses before a decode step, so what it drops it drops from the copy. A copy shares its past, so
@@ -86,13 +81,13 @@ class Session:
         """
         left = self._kv.num_available_entries if self._ballast else None
         self.leave(None)
-        child = source.sequence + 1
-        self._kv.fork_sequence(source.sequence, child)
+        child = source + 1
+        self._kv.fork_sequence(source, child)
         self.configure(policy)
         if not policy.keeps_everything:
             self._may_shrink(child)
-        yield Branch(self, child, policy, source.length, source.logits)
-        self._kv.remove_sequence(child)  # after an exception, prompt() clears everything
+        yield child
+        self._kv.remove_sequence(child)  # after an exception, empty_sequence() clears everything
         self.leave(left)
 
     def leave(self, num_entries: int | None) -> None:

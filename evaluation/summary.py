@@ -18,7 +18,7 @@ RETRIEVAL = "retrieval"
 
 
 class SecondTurn(BaseModel):
-    """The tables of a run with second questions. ``kept``: share of the past that the cache held when they were read."""
+    """The tables of a run with second questions. ``kept``: share of the past that was held when they were read."""
 
     scores: list[Line]
     tasks: list[Line]
@@ -54,7 +54,7 @@ class Summary(BaseModel):
 def summarize(
     results: Iterable[Result], policies: Sequence[str], baseline: str, gaps: Mapping[str, str] = MappingProxyType({})
 ) -> Summary:
-    """Tables over the rows that all ``policies`` have, but for others than the baseline that have no row and are named in ``gaps``.
+    """Tables over the rows that all ``policies`` have, less those without any row that ``gaps`` names.
 
     ``gaps``: by policy, why rows are missing.
     """

@@ -37,7 +37,7 @@ def library_metadata(
     """The metadata of the library that :func:`build_library` will make of an MLC-style module.
 
     It has the keys that MLC's engine reads (mlc-llm cpp/metadata/model.cc) and ours: how each parameter is stored, for
-    what CPU, RoPE, the policy of attention and cache, and the cache's bytes a token. ``param_names`` are in the order of
+    what CPU, RoPE, the policy of attention and cache, the cache's bytes a token. ``param_names`` are in the order of
     ``packed_params``.
 
     Raises

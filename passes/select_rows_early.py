@@ -53,7 +53,7 @@ def chosen_rows(func: relax.Function) -> dict[relax.Expr, relax.Expr]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """``result`` = ``select(x)``; ``rowwise`` are the variables that it alone needs and that are computed row by row."""
+    """``result`` = ``select(x)``; ``rowwise`` are variables that it alone needs and that are computed row by row."""
 
     result: relax.Var
     select: Callable[[relax.BlockBuilder, relax.Expr], relax.Expr]

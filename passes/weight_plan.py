@@ -52,8 +52,8 @@ def users_of(func: relax.Function) -> dict[relax.Var, list[relax.Var]]:
 def weight_plan(mod: IRModule, weight_format: WeightStorage) -> list[StoredParam]:
     """The storage of every parameter of an MLC-style module, in the order of ``packed_params``.
 
-    A matrix is stored in the weight format if all its uses are ``matmul(x, permute_dims(w))`` and ``take(w, ids, axis=0)``, so that a tied
-    embedding is stored once; everything else stays plain.
+    A matrix is stored in the weight format if all its uses are ``matmul(x, permute_dims(w))`` and
+    ``take(w, ids, axis=0)``, so that a tied embedding is stored once; everything else stays plain.
     """
     uses = defaultdict(set)
     types = None

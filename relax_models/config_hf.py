@@ -67,7 +67,7 @@ def config_from_mlc(mlc: Facts) -> ModelConfig:
     """
     facts = dict(mlc.get("model_config", mlc))
     facts.setdefault("model_type", mlc.get("model_type"))
-    all_biases = {family: biases for family, biases in _FAMILIES.values()}
+    all_biases = dict(_FAMILIES.values())
     family = facts["model_type"]
     if family not in all_biases:
         raise UserError(

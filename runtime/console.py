@@ -31,7 +31,7 @@ def user_errors() -> Iterator[None]:
 
 
 def speeds(usage: Usage) -> str:
-    """"prefill: 812.3 tok/s, decode: 95.1 tok/s", as mlc_llm prints it."""
+    """As mlc_llm prints them: "prefill: 812.3 tok/s, decode: 95.1 tok/s"."""
     decode = "N/A" if usage.decode_tokens_per_s is None else f"{usage.decode_tokens_per_s:.1f}"
     return f"prefill: {usage.prefill_tokens_per_s:.1f} tok/s, decode: {decode} tok/s"
 

@@ -105,6 +105,6 @@ def _require(kind: str) -> None:
         raise UserError(f"this library is for {kind}, which this runtime does not drive")
     if missing := missing_device(kind):
         raise UserError(
-            f"this library is for {kind}, and no {_NAMES[kind]} device was found: {missing}; run it where there is one, "
+            f"this library is for {kind}, and no {_NAMES[kind]} device was found: {missing}; run it where one is, "
             "or use a library for this machine's CPU (compile.py --target llvm)"
         )

@@ -75,7 +75,7 @@ class Engine:
 
     @property
     def context_window_size(self) -> int:
-        """Tokens of a prompt and its answer together: those of the model, fewer in a small cache that keeps everything."""
+        """Tokens of a prompt and its answer together: the model's, fewer in a small cache that keeps everything."""
         return self._sequence.max_length
 
     @property

@@ -86,10 +86,12 @@ def _import_tvm_ffi() -> ModuleType:
     """
     if "torch" in sys.modules:
         import tvm_ffi
+
         return tvm_ffi
     sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         import tvm_ffi
+
         return tvm_ffi
     finally:
         del sys.modules["torch"]

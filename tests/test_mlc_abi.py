@@ -11,8 +11,8 @@ from tvm_ffi import Shape, get_global_func
 
 sys.path.append(str(Path(__file__).parent / "relax_models"))
 
-from compiled_model import compile_model  # noqa: E402
-from reference import TINY_CONFIGS, named_weights, reference_logits, reference_model  # noqa: E402
+from compiled_model import compile_model
+from reference import TINY_CONFIGS, named_weights, reference_logits, reference_model
 
 CONFIG = TINY_CONFIGS["qwen2-tied"]
 

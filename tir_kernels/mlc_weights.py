@@ -108,7 +108,7 @@ PACKERS: dict[str, Packer] = {
 
 
 def quantize(weight: np.ndarray, scale_dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [N, K] -> (codes uint8 [N, groups * 32], scales [N, groups] of ``scale_dtype``); K is padded with zeros."""
+    """Weight [N, K] -> (codes uint8 [N, groups * 32], scales [N, groups] of ``scale_dtype``); K is padded by 0."""
     n, k = weight.shape
     groups = -(-k // GROUP)
     padded = np.zeros((n, groups * GROUP), np.float32)

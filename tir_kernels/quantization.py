@@ -21,7 +21,7 @@ def default_quantization(target_kind: str) -> str:
 
 
 def model_dtype(quantization: str) -> str:
-    """The dtype of activations, plain parameters and cache: "float16" of ``q4f16_1``. UserError if the name has none."""
+    """Dtype of activations, plain parameters and cache: "float16" of ``q4f16_1``. UserError if the name has none."""
     found = re.fullmatch(r"q\d(f32|bf16|f16)(_\d)?", quantization)
     if found is None:
         raise UserError(f"Unknown quantization {quantization!r}: a name is like q4f16_1, q4bf16_1 or q0f32.")

@@ -32,8 +32,7 @@ def compiler_command(compiler: str | None, target_triple: str | None) -> list[st
     # Not zig: it links a C++ runtime of its own into the library, and the first error that the cache throws into
     # TVM's runtime then crashes the process.
     raise UserError(
-        f"compiling for {target_triple!r} needs a cross compiler; install one with "
-        "`apt install g++-aarch64-linux-gnu`"
+        f"compiling for {target_triple!r} needs a cross compiler; install one with `apt install g++-aarch64-linux-gnu`"
     )
 
 

@@ -105,7 +105,14 @@ def test_violations(kernels):
 
 
 def test_limits_of_a_block():
-    kernel = dict(arch=86, stack=0, local_accesses=0, tensor_products=0, async_copies=0, instructions=9)
+    kernel = {
+        "arch": 86,
+        "stack": 0,
+        "local_accesses": 0,
+        "tensor_products": 0,
+        "async_copies": 0,
+        "instructions": 9,
+    }
     assert not violations([KernelResources("k", threads=1024, registers=64, shared_memory=48 << 10, **kernel)])
     assert (
         "shared memory" in violations([KernelResources("k", threads=64, registers=9, shared_memory=49153, **kernel)])[0]

@@ -1,4 +1,4 @@
-"""The calls that are timed: what they compute is the same on a CPU and on a GPU, and every kernel of a layer has one."""
+"""The calls that are timed: what they compute is the same on CPUs and GPUs, and every kernel of a layer has one."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -7,8 +7,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 
-from toy_library import build_toy_library, toy_weights, write_toy_folder  # noqa: E402
-from toy_tokenizer import write_tokenizer  # noqa: E402
+from toy_library import build_toy_library, toy_weights, write_toy_folder
+from toy_tokenizer import write_tokenizer
 
 
 @pytest.fixture(scope="session")

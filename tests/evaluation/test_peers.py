@@ -46,7 +46,7 @@ ROWS = {
     "short": {"question": "12345", "metric": "contains", "answers": ["3"], "max_new_tokens": 2},
     "letter": {"question": "A, not B", "metric": "mc_acc", "answers": ["A"], "choices": ["x", "y"]},
 }
-# By hand: 2 of 4 words said and of 3 wanted, 2 * 2 / (4 + 3); cut before the word; cut after two tokens; "A" comes first.
+# By hand: 2 of 4 words said and of 3 wanted, 2 * 2 / (4 + 3); cut before the word; cut after two tokens; "A" is first.
 EXPECTED = {
     "f1": ("one two three four", True, {"f1": 4 / 7}),
     "stopped": ("one two", True, {"contains": 0.0}),

@@ -12,6 +12,7 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "re
 from compiled_model import compile_model
 from reference import hf_model, named_weights, tiny
 
+from evaluation.branch import read_prompt
 from evaluation.policies import with_settings
 from evaluation.session import Session
 from runtime.policy import make_policy
@@ -55,7 +56,7 @@ def test_a_second_turn_that_has_to_make_room(model, session, when) -> None:
     memory = policy.memory_for(len(PROMPT), PAGE)
     assert memory == 6 * PAGE  # 350 + 64 tokens need a seventh page
     free = session._kv.num_available_pages
-    with session.prompt(PROMPT, policy, memory) as prompt:
+    with read_prompt(session, PROMPT, policy, memory) as prompt:
         with prompt.fork() as side:
             side.log_likelihood(QUESTION)
         assert prompt.kept == 1.0
@@ -79,7 +80,7 @@ def test_a_second_turn_that_has_to_make_room(model, session, when) -> None:
 
 def test_an_answer_goes_on_beyond_its_end(model, session) -> None:
     policy = with_settings("p", model.library, "decode=full")
-    with session.prompt(PROMPT, policy) as prompt, prompt.conversation(policy) as branch:
+    with read_prompt(session, PROMPT, policy) as prompt, prompt.conversation(policy) as branch:
         first = branch.answer(5, min_new_tokens=20)
         assert branch.length == 370 and branch.kept == 1.0 and prompt.length == 350
         logits = branch.logits
@@ -92,7 +93,7 @@ def test_an_answer_goes_on_beyond_its_end(model, session) -> None:
 
 def test_compression_in_a_fork_leaves_the_prompt_whole(model, session) -> None:
     policy = with_settings("p", model.library)
-    with session.prompt(PROMPT, policy) as prompt:
+    with read_prompt(session, PROMPT, policy) as prompt:
         with prompt.conversation(policy) as branch:
             branch.answer(0, min_new_tokens=18)
             # Compressed before the 17th token is appended, then two more.

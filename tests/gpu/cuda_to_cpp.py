@@ -8,7 +8,8 @@ import re
 
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__\w+__\([^)]*\) )?(\w+)\(([^)]*)\) \{\n')
 _SHARED = re.compile(
-    r'(?:extern (?:"C" )?(?:extern )?)?__shared__ (?:alignas\((\d+)\) )?(?:__align__\((\d+)\) )?([^;]*?) (\w+)\[(.*?)\];'
+    r'(?:extern (?:"C" )?(?:extern )?)?__shared__ (?:alignas\((\d+)\) )?(?:__align__\((\d+)\) )?'
+    r"([^;]*?) (\w+)\[(.*?)\];"
 )
 _INDICES = {"threadIdx": "thread_index", "blockIdx": "block_index", "blockDim": "block_dim", "gridDim": "grid_dim"}
 _MOST_SHARED_BYTES = 232448  # a block's limit on the largest GPU (sm_90)

@@ -76,7 +76,7 @@ def device() -> tvm.runtime.Device:
 
 @contextlib.contextmanager
 def thread_order(order: str | int):
-    """Threads of a block, and blocks, take turns "forward" (as they are numbered), "backward", or shuffled by a seed > 1."""
+    """Threads of a block, and blocks, take turns "forward" (as numbered), "backward", or shuffled by a seed."""
     number = _ORDERS.get(order, order)
     _driver().emulator_set_thread_order(number)
     try:
@@ -144,7 +144,7 @@ def compiling(checked: bool = False, code: Callable[[str, bool], bytes] | None =
 def compile(func: tvm.tirx.PrimFunc, checked: bool = True, arch: str = "sm_80", code=None):
     """``func``, which must have thread bindings, as a function of numpy arrays, device tensors and numbers.
 
-    Arrays are copied to the device and back; tensors are passed on. ``code`` makes device code as :func:`device_code` does.
+    Arrays are copied to the device and back; tensors are passed on. ``code`` is like :func:`device_code`.
     """
     cuda = target(arch)
     module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})

@@ -1,4 +1,4 @@
-"""The environment of a machine with an NVIDIA GPU and nvcc, both emulated, for programs that run in processes of their own."""
+"""The environment of a machine with an NVIDIA GPU and nvcc, both emulated, for programs in processes of their own."""
 
 import os
 import sys

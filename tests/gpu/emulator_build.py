@@ -24,7 +24,7 @@ def _run(command: list[str]) -> None:
 def shared_object(name: str, sources: list[Path], headers: list[Path], flags: list[str], link_flags: list[str]) -> Path:
     """The shared object ``name`` of C++ files, in a folder of its own; compiled unless it is there.
 
-    ``headers`` are what the sources include, ``flags`` are for compiling only. Processes may ask for the same one at the
+    ``headers`` are what the sources include, ``flags`` are for compiling only. Processes may ask for one at the
     same time.
     """
     content = hashlib.sha256(repr((name, flags, link_flags)).encode())

@@ -56,7 +56,7 @@ def _call(kernel: str, text: str, parameters: list[tuple[str, str]]) -> str:
         if attribute in _POSITIONS:
             passed.append(f"position<{declared.strip(', ')}>(emulator::{_POSITIONS[attribute]}())")
         elif name == "arg":
-            for dtype, field, padded in _FIELD.findall(_STRUCT.search(text)[1]):
+            for _dtype, field, padded in _FIELD.findall(_STRUCT.search(text)[1]):
                 target = f"packed.{field}[0]" if padded else f"packed.{field}"
                 fields += f" {target} = {values[field]};"
             passed.append("packed")

@@ -1,6 +1,6 @@
 """The machine's own GPU in the place of the emulated one: ``pytest --gpu``, which is what ``make gpu-test`` calls.
 
-Tests go on asking gpu.emulated_cuda for a device and for kernels. What they get then is nvcc's machine code for this GPU,
+Tests go on asking gpu.emulated_cuda for a device and for kernels. What they get is nvcc's machine code for this GPU,
 driven by TVM's CUDA runtime; nothing is poisoned or checked for races there, and the order of threads is the GPU's own.
 """
 

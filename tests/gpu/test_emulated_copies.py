@@ -1,4 +1,4 @@
-"""cp.async: copies land when they are waited for. The tensor core attention has both; without its waits it must fail."""
+"""cp.async: copies land when they are waited for. Tensor core attention has both; without its waits it must fail."""
 
 import numpy as np
 from gpu import emulated_cuda

@@ -1,4 +1,4 @@
-"""Whole CUDA libraries on the emulator: weights, kernels and the KV cache on the device, against the CPU's libraries."""
+"""Whole CUDA libraries on the emulator: weights, kernels and KV cache on the device, against the CPU's libraries."""
 
 import numpy as np
 import pytest

@@ -168,8 +168,8 @@ def test_select_entries():
 def test_compact(shape):
     kv_heads, head_dim, page_size, dtype = shape
     rng = np.random.default_rng(0)
-    # Unchecked: entries of a page are read before and overwritten behind a barrier that does not order device memory. By
-    # then, what was read has been stored to threadgroup memory.
+    # Unchecked: entries of a page are read before and overwritten behind a barrier that does not order device memory.
+    # By then, what was read has been stored to threadgroup memory.
     kernel = metal_shim.compile(compact(*shape, _GPU), checked=False)
     for order, (length, share, in_place) in zip(_ORDERS, ((1, 1.0, False), (65, 0.5, True), (700, 0.1, True))):
         lengths = [length + 9 * h for h in range(kv_heads)]

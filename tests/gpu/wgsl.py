@@ -62,7 +62,7 @@ def validate(source: str):
 
 
 def compile(func: tvm.tirx.PrimFunc) -> Callable[..., None]:
-    """``func``, made for the features of WebGPU, as a function of numpy arrays, which it changes in place, and numbers."""
+    """``func``, made for WebGPU's features, as a function of numpy arrays, which it changes in place, and numbers."""
     sources = shaders(func)
     cuda = emulated_cuda.target()
     with cuda, emulated_cuda.compiling():
@@ -119,7 +119,7 @@ class _Kernel:
         )
 
     def launch(self, grid: tuple[int, ...], values) -> None:
-        """``values``: void** to the arguments of the CUDA kernel. What the shader writes goes back to where they point."""
+        """``values``: void** to the arguments of the CUDA kernel. What the shader writes goes back there."""
         import wgpu
 
         device, usage = _device(), wgpu.BufferUsage

@@ -4,8 +4,8 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.target import Target
 
-from passes.cpu_kernels import cpu_kernels
 from passes.attach_logit_processing import AttachLogitProcessing
+from passes.cpu_kernels import cpu_kernels
 from tir_kernels.cpu.isa import vector_isa
 from tir_kernels.cpu.logit_processing import apply_bitmask_inplace, apply_logit_bias_inplace, apply_penalty_inplace
 

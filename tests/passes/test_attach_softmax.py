@@ -7,8 +7,8 @@ from tvm.script import tirx as T
 from tvm.target import Target
 from with_kernels import with_kernels
 
-from passes.cpu_kernels import cpu_kernels
 from passes.attach_softmax import AttachSoftmaxWithTemperature
+from passes.cpu_kernels import cpu_kernels
 from tir_kernels.cpu.isa import vector_isa
 from tir_kernels.cpu.softmax import softmax_with_temperature as kernel
 

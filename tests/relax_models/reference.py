@@ -22,21 +22,21 @@ _HF_CLASSES = {
 
 def tiny(model_type: str, **facts) -> ModelConfig:
     """A small config of a family: 4 query heads over 2 key/value heads of 64 dims, 2 layers, untied, 97 tokens."""
-    defaults = dict(
-        hidden_size=256,
-        intermediate_size=160,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        vocab_size=97,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        qkv_bias=model_type in ("qwen2", "pangu_embedded"),
-        o_bias=model_type == "pangu_embedded",
-    )
+    defaults = {
+        "hidden_size": 256,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 97,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "qkv_bias": model_type in ("qwen2", "pangu_embedded"),
+        "o_bias": model_type == "pangu_embedded",
+    }
     return ModelConfig(model_type=model_type, **(defaults | facts))
 
 

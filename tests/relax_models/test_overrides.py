@@ -14,9 +14,7 @@ QWEN = PRESETS["qwen2.5-0.5b"].config
 
 def test_sizes():
     config = with_overrides(QWEN, "context_window_size=4096; prefill_chunk_size = 512 ;max_batch_size=2")
-    assert config == dataclasses.replace(
-        QWEN, context_window_size=4096, prefill_chunk_size=512, max_batch_size=2
-    )
+    assert config == dataclasses.replace(QWEN, context_window_size=4096, prefill_chunk_size=512, max_batch_size=2)
     assert with_overrides(QWEN, "") == QWEN and with_overrides(QWEN, " ; ") == QWEN
 
 

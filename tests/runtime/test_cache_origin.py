@@ -58,7 +58,9 @@ def test_other_weights_and_smaller_contexts_are_refused(toy_copy, saved):
 def test_policy_that_made_it(toy_dist, saved):
     path, _ = saved
     engine = Engine(toy_dist / "Toy-q0f32-MLC", policy="threshold_len=4096")
-    with pytest.raises(UserError, match="is of another policy .threshold_len is 8192 in it and 4096 here.: use the same"):
+    with pytest.raises(
+        UserError, match="is of another policy .threshold_len is 8192 in it and 4096 here.: use the same"
+    ):
         engine.load_cache(path)
     # Nothing was dropped: what decode will drop is free.
     engine = Engine(toy_dist / "Toy-q0f32-MLC", policy="decode=adakv;capacity=2048")

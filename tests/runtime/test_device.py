@@ -1,4 +1,4 @@
-"""Libraries for a device: the toy model (toy_library.py) on CUDA that is emulated on the CPU, and devices that are absent."""
+"""Libraries for a device: the toy model (toy_library.py) on CUDA emulated on the CPU, and devices that are absent."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import tvm
+from gpu import emulated_cuda
 from toy_library import build_toy_library, toy_logits, toy_weights, write_toy_folder
 from toy_tokenizer import write_tokenizer
 
-from gpu import emulated_cuda
 from runtime.device import Device, target_kind
 from runtime.engine import Engine
 from runtime.errors import UserError
@@ -89,7 +89,9 @@ def test_weights_are_on_the_device(engine):
 
 
 def test_a_cache_that_the_device_has_no_memory_for(engine):
-    with pytest.raises(UserError, match="^Cannot allocate 8192 MiB more for the KV cache .*; lower max_total_seq_length"):
+    with pytest.raises(
+        UserError, match="^Cannot allocate 8192 MiB more for the KV cache .*; lower max_total_seq_length"
+    ):
         engine._library.create_kv_state(1 << 28)
 
 

@@ -1,4 +1,4 @@
-"""The file of --cache, on the toy model: what is loaded, what is saved and when, through the commands and beside them."""
+"""The file of --cache, on the toy model: what is loaded, saved and when, through the commands and beside them."""
 
 import signal
 import subprocess

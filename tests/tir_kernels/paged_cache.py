@@ -227,7 +227,7 @@ def _pages(places: np.ndarray, page_size: int) -> list[np.ndarray]:
 
 
 def check_attention(kernel, q, cache, query_lengths, dtype) -> None:
-    """``kernel``, an attention on a device without tensor cores, against ``reference_attention`` and its error bound."""
+    """``kernel``, an attention on a device without tensor cores, by ``reference_attention`` and its error bound."""
     out = np.full(q.shape, np.nan, q.dtype)
     kernel(
         q,

@@ -50,6 +50,4 @@ def test_select_blocks(isa_target, keep_first, keep_recent):
 def test_no_segments(isa_target):
     target, isa = isa_target
     kernel = compiled(select_blocks(2, 128, 8, isa), target)
-    _check(
-        kernel, GateParameters(), np.zeros((0, 5), np.int32), np.zeros((0, 2), int), np.zeros((0, 2, 1), np.float32)
-    )
+    _check(kernel, GateParameters(), np.zeros((0, 5), np.int32), np.zeros((0, 2), int), np.zeros((0, 2, 1), np.float32))

@@ -48,8 +48,8 @@ def attention_block(shape: AttentionShape, sm_scale: float, prefetching_blocks: 
 
     @T.inline
     def ask_ahead(k_pages, v_pages, head_page, next_pages, row0, i):
-        """While row ``i`` of a block computes weights the memory has time: for what is needed soon and still missing."""
-        if len(next_pages) > 0:  # noqa: SIM102 (known when the kernel is built, the other is not)
+        """While row ``i`` of a block computes weights the memory has time: for what is needed soon and missing."""
+        if len(next_pages) > 0:
             if row0 < prefetching_blocks * R:
                 prefetch_share(v_pages, head_page, row0 + i)
                 prefetch_share(k_pages, next_pages[0], row0 + i)

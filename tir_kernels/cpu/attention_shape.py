@@ -97,7 +97,7 @@ class AttentionShape:
 
     @property
     def weight_width(self) -> int:
-        """Elements of a row of the weight scratch; two or four vectors of weights are packed into one vector of words."""
+        """Elements of a row of the weight scratch; two or four vectors of weights are packed into one of words."""
         if self.int8_dot:
             return self.page_size // self.pair
         vectors = self.page_size // self.isa.lanes

@@ -86,8 +86,8 @@ def chosen_blocks(shape: AttentionShape, block_size: int) -> SimpleNamespace:
 
     @T.inline
     def prefetch(k_pages, v_pages, c, row_block, chosen):
-        """Each of the first row blocks asks for one chosen block from number ``c * per_page`` on. The tile's own segment
-        follows the chosen blocks."""
+        """Each of the first row blocks asks for one chosen block from number ``c * per_page`` on. The tile's own
+        segment follows the chosen blocks."""
         if row_block < _TIMES_ASKED * per_page:
             number: T.let = c * per_page + row_block % per_page
             block: T.let = T.if_then_else(

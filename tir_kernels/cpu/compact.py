@@ -113,7 +113,7 @@ def compact(
                             row: T.let = dim0 // P
                             move_keys(k_pages, target, sources, offsets, count, row, row + _DIMS // P)
                             move_values(v_pages, target, sources, offsets, count, dim0)
-                            if pages.is_int8:  # noqa: SIM102 (known when the kernel is built, the other is not)
+                            if pages.is_int8:
                                 if dim0 == 0:
                                     scales = T.meta_var(pages.key_scale_row)
                                     move_keys(k_pages, target, sources, offsets, count, scales, scales + 1)

@@ -61,9 +61,7 @@ def _unpack_row(weight: Q4Weight, y: T.Buffer, token, panel, lane) -> None:
     isa = weight.isa
     values = stack_buffer(GROUP)
     with T.serial(weight.num_groups) as group:
-        scale, minimum = (
-            T.Bind(isa.splat(value(panel, group, lane))) for value in (weight.scale, weight.minimum)
-        )
+        scale, minimum = (T.Bind(isa.splat(value(panel, group, lane))) for value in (weight.scale, weight.minimum))
         for k in range(GROUP):
             nibbles = weight.packed[panel, group, k // 8 * PANEL_ROWS + lane]
             q = T.bitwise_and(T.shift_right(nibbles, k % 2 * 16 + k % 8 // 2 * 4), 15)

@@ -2,8 +2,8 @@
 
 Activations get a scale for each row and group of 64 k, xs = max|x| / 127; weights one for each output feature,
 s = max|w| / 127, a step small beside that of 4-bit weights. The instruction takes unsigned activations, so they are
-stored as 128 + q, and a group's integer sum starts at -128 * (sum of the group's weights), the same for all rows. At the
-end of a group the sums are scaled and added in float32, which costs 6 % of the time with 64 k and 11 % with 32.
+stored as 128 + q, and a group's integer sum starts at -128 * (sum of the group's weights), the same for all rows. At
+the end of a group the sums are scaled and added in float32, which costs 6 % of the time with 64 k and 11 % with 32.
 """
 
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ def rope_append(
     q_out : dtype [n, H, d]
     query_slots : int32 [n], the row of ``observed`` that gets the token's row of q_out, or -1; no row twice
     observed : dtype [rows, H, d]
-    qkv_bias : dtype [1, H + 2 G, d], that of the projection; mean_cos_sin : float32 [1, rotary_dim], as a row of cos_sin
+    qkv_bias : dtype [1, H + 2 G, d], that of the projection; mean_cos_sin : float32 [1, rotary_dim], like cos_sin
 
     RoPE is the rotate-half form on the first ``rotary_dim`` dimensions.
 

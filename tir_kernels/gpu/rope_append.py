@@ -65,7 +65,7 @@ def rope_append(
         @T.inline
         def store(i, c, value):
             q_out[token0 + i, head, c] = T.cast(value, dtype)
-            if observed is not None:  # noqa: SIM102 (known when the kernel is built, the other is not)
+            if observed is not None:
                 if query_slots[token0 + i] >= 0:
                     observed[query_slots[token0 + i], head, c] = T.cast(value, dtype)
 

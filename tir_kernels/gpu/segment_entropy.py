@@ -18,9 +18,9 @@ def segment_entropy(threads: int, group: int, paper: bool, previous_weight: floa
     """TVMScript statements for all ``threads`` threads of a block.
 
     ``entropy_of(logits, segment, head, n, thread, scores, entropy)``
-        A of the ``n`` blocks of a segment and key/value head; entropy[0] (local) = max(-sum A log(A + 1e-9), 0) in nats,
-        in every thread. Code form: A = softmax(logits[segment, head, :n]). Paper form: with P_i = softmax(logits[segment,
-        4 h + i, :n]) for the four pairings of query head h, A = mean over the group of
+        A of the ``n`` blocks of a segment and key/value head; entropy[0] (local) = max(-sum A log(A + 1e-9), 0) in
+        nats, in every thread. Code form: A = softmax(logits[segment, head, :n]). Paper form: with P_i =
+        softmax(logits[segment, 4 h + i, :n]) for the four pairings of query head h, A = mean over the group of
         max((P_0 + P_1) / 2, (P_2 + P_3) / 2).
 
     Layer fusion: scores[segment, head, :n] = previous_weight * scores + (1 - previous_weight) * A. Without

@@ -114,7 +114,7 @@ def segment_scores(
                         logits[segment, (row0 + r) * 2 + 1, block] = sums[2 * r + 1]
                     else:
                         mean[0] = mean[0] + T.max(sums[2 * r], sums[2 * r + 1])
-        if not paper:  # noqa: SIM102 (known when the kernel is built, the other is not)
+        if not paper:
             if block < num_blocks:
                 logits[segment, head, block] = mean[0] * T.float32(1 / group)
 

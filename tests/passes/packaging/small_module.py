@@ -12,7 +12,7 @@ from tvm.target import Target
 @I.ir_module
 class _Small:
     @R.function
-    def main(x: R.Tensor(("n", 64), "float32"), w: R.Tensor((64, 96), "float32")):  # noqa: F821 - "n" is a size
+    def main(x: R.Tensor(("n", 64), "float32"), w: R.Tensor((64, 96), "float32")):
         with R.dataflow():
             y = R.matmul(x, w)
             z = R.nn.softmax(y)

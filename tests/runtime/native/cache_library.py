@@ -33,9 +33,7 @@ def build_cache_library(
     return output
 
 
-def build_executable(
-    dtype: str, target: tvm.target.Target, kernels: Sequence[PrimFunc] = ()
-) -> relax.VMExecutable:
+def build_executable(dtype: str, target: tvm.target.Target, kernels: Sequence[PrimFunc] = ()) -> relax.VMExecutable:
     """The library's functions without the cache: it is linked in at export."""
     module = _module(dtype)
     if target.kind.name == "cuda":

@@ -40,7 +40,9 @@ class NativeCache:
 
     def create(self, sizes, model, dtype, policy):
         """What kv_cache_create returns for the device of the library."""
-        return self.exported("kv_cache_create")(sizes, model, dtype, policy, tvm.runtime.empty((1,), device=self.device))
+        return self.exported("kv_cache_create")(
+            sizes, model, dtype, policy, tvm.runtime.empty((1,), device=self.device)
+        )
 
     def configure(self, text):
         self.exported("kv_cache_configure")(self.handle, text)

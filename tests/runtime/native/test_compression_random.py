@@ -277,12 +277,15 @@ class CompressionMachine(RuleBasedStateMachine):
         assert self.cache.available_pages == self.empty_pages
 
 
-@pytest.mark.parametrize("dtype, max_total, compress_when, examples", [
-    ("float32", 8192, "always", 50),
-    ("bfloat16", 8192, "always", 20),
-    ("float32", 700, "always", 50),
-    ("float32", 700, "pressure", 40),
-])
+@pytest.mark.parametrize(
+    "dtype, max_total, compress_when, examples",
+    [
+        ("float32", 8192, "always", 50),
+        ("bfloat16", 8192, "always", 20),
+        ("float32", 700, "always", 50),
+        ("float32", 700, "pressure", 40),
+    ],
+)
 def test_random_operations(compressing_libraries, dtype, max_total, compress_when, examples):
     members = {"max_total": max_total, "compress_when": compress_when}
     members |= {"library": compressing_libraries[dtype], "dtype": dtype}

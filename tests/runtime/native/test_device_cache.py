@@ -1,4 +1,4 @@
-"""The same cache on a device (CUDA emulated on the CPU): same behaviour, few copies, nothing where it does not belong."""
+"""The same cache on a device (CUDA emulated on the CPU): same behaviour, few copies, nothing out of place."""
 
 from collections import Counter
 from itertools import pairwise
@@ -9,6 +9,7 @@ import tvm_ffi
 from cache_library import build_cache_library
 from cache_sizes import HEAD_DIM, KV_HEADS, LAYERS
 from compression_kernels import compression_kernels
+from gpu import emulated_cuda
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from native_cache import NUMPY_DTYPES, NativeCache, load_library
@@ -16,8 +17,6 @@ from native_gate import NativeGate
 from test_compression_random import CompressionMachine
 from test_gate_random import GateMachine
 from test_kv_cache_random import CacheMachine
-
-from gpu import emulated_cuda
 
 GATE = {"segment_size": 64, "block_size": 8, "threshold_len": 128, "base_budget": 64, "layer_skip": 1}
 
@@ -83,9 +82,14 @@ def test_random_operations_with_a_sparse_prefill(device_libraries):
     run_machine(GateMachine, attributes, examples=5)
 
 
-@pytest.mark.parametrize("dtype, max_total, compress_when", [
-    ("float32", 8192, "always"), ("float16", 700, "always"), ("float32", 700, "pressure"),
-])
+@pytest.mark.parametrize(
+    "dtype, max_total, compress_when",
+    [
+        ("float32", 8192, "always"),
+        ("float16", 700, "always"),
+        ("float32", 700, "pressure"),
+    ],
+)
 def test_random_operations_with_compression(device_libraries, dtype, max_total, compress_when):
     members = {"max_total": max_total, "compress_when": compress_when}
     run_machine(CompressionMachine, members | {"library": device_libraries[dtype], "dtype": dtype}, examples=5)

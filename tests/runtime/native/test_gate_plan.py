@@ -101,9 +101,15 @@ def test_gated_tiles_end_with_their_segment(libraries):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("history, lengths", [
-    ([8192], [2048]), ([0], [2048]), ([0, 8192], [1024, 1024]), ([1024, 8192], [448, 512]),
-])
+@pytest.mark.parametrize(
+    "history, lengths",
+    [
+        ([8192], [2048]),
+        ([0], [2048]),
+        ([0, 8192], [1024, 1024]),
+        ([1024, 8192], [448, 512]),
+    ],
+)
 def test_contiguous_parts_of_the_gated_tiles_cost_about_the_same(libraries, history, lengths, parts):
     policy = "prefill=entropy;segment_size=512;threshold_len=1024;base_budget=256"
     cache = NativeGate(libraries["float32"], 4, 16384, 8192, 16, block_size=BLOCK, policy=policy)

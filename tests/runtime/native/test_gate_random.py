@@ -71,9 +71,14 @@ class GateMachine(CacheMachine):
             np.testing.assert_array_equal(self.cache.gates(seq), self.model.gates(seq))
 
 
-@pytest.mark.parametrize("segment_size, block_size, threshold_len, layer_skip", [
-    (64, 8, 128, 1), (128, 64, 0, 0), (64, 32, 10**6, 1),
-])
+@pytest.mark.parametrize(
+    "segment_size, block_size, threshold_len, layer_skip",
+    [
+        (64, 8, 128, 1),
+        (128, 64, 0, 0),
+        (64, 32, 10**6, 1),
+    ],
+)
 def test_random_operations(libraries, segment_size, block_size, threshold_len, layer_skip):
     numbers = {
         "segment_size": segment_size,

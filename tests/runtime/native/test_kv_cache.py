@@ -127,10 +127,16 @@ def test_errors_leave_the_cache_as_it_was(cache, name):
     cache.forward([2, 1], [1, 1], *random_kv(2, cache.dtype))
 
 
-@pytest.mark.parametrize("call", [
-    lambda c: c.begin([1], [1]), lambda c: c.pop(1, 1), lambda c: c.remove(1), lambda c: c.fork(1, 2),
-    lambda c: c.commit([1], [-1]),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.begin([1], [1]),
+        lambda c: c.pop(1, 1),
+        lambda c: c.remove(1),
+        lambda c: c.fork(1, 2),
+        lambda c: c.commit([1], [-1]),
+    ],
+)
 def test_an_open_step_must_be_ended_first(cache, call):
     cache.add(1)
     cache.begin([1], [3])
@@ -237,10 +243,15 @@ def test_a_large_cache_costs_nothing_until_used(libraries):
     assert resident() - before < 16 << 20
 
 
-@pytest.mark.parametrize("sizes, message", [
-    ((0, 512, 256, 16), "max_batch must be positive"), ((4, -1, 256, 16), "max_total_seq_len must be positive"),
-    ((4, 512, 256, 2**40), "page_size must be positive and fit"), ((4, 2**31 - 1, 256, 16), "too large for 32 bit"),
-])
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((0, 512, 256, 16), "max_batch must be positive"),
+        ((4, -1, 256, 16), "max_total_seq_len must be positive"),
+        ((4, 512, 256, 2**40), "page_size must be positive and fit"),
+        ((4, 2**31 - 1, 256, 16), "too large for 32 bit"),
+    ],
+)
 def test_bad_sizes_are_refused(libraries, sizes, message):
     with pytest.raises(ValueError, match=message):
         NativeCache(libraries["float32"], "float32", *sizes)

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from cache_sizes import HEAD_DIM, KV_HEADS, LAYERS, PAGE
 from cache_model import CacheModel
+from cache_sizes import HEAD_DIM, KV_HEADS, LAYERS, PAGE
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test

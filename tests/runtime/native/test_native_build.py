@@ -81,12 +81,15 @@ def test_link_function_for_this_machine(cache_object, tmp_path):
     assert "[libtvm_ffi.so]" in dynamic_section(path) and "RUNPATH" not in dynamic_section(path)
 
 
-@pytest.mark.parametrize("compiler, triple, message", [
-    ("no-such-compiler", None, "'no-such-compiler' does not exist"),
-    (None, None, "apt install g\\+\\+`"),
-    (None, "aarch64-unknown-linux-gnu", "apt install g\\+\\+-aarch64-linux-gnu"),
-    (None, "riscv64-linux-gnu", "no C\\+\\+ compiler is known for the target 'riscv64-linux-gnu'"),
-])
+@pytest.mark.parametrize(
+    "compiler, triple, message",
+    [
+        ("no-such-compiler", None, "'no-such-compiler' does not exist"),
+        (None, None, "apt install g\\+\\+`"),
+        (None, "aarch64-unknown-linux-gnu", "apt install g\\+\\+-aarch64-linux-gnu"),
+        (None, "riscv64-linux-gnu", "no C\\+\\+ compiler is known for the target 'riscv64-linux-gnu'"),
+    ],
+)
 def test_missing_compiler_names_the_remedy(tmp_path, monkeypatch, compiler, triple, message):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
     monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")

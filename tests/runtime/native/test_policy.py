@@ -20,32 +20,35 @@ def test_good_texts(libraries, text):
     cache(libraries, text).configure(text)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("budget=1", "there is no key 'budget'"),
-    ("prefill=entropy;;decode=full", "'' is not of the form key=value"),
-    ("alpha", "'alpha' is not of the form key=value"),
-    ("alpha=0.5;alpha=0.6", "alpha is given twice"),
-    ("alpha=", "alpha cannot be ''"),
-    ("alpha=0,5", "alpha cannot be '0,5'"),
-    ("alpha=nan", "alpha cannot be 'nan'"),
-    ("capacity=1.5", "capacity cannot be '1.5'"),
-    ("capacity=99999999999999999999", "capacity cannot be"),
-    ("decode=latent ", "decode cannot be 'latent '"),
-    ("prefill=sparse", "prefill must be dense, entropy or critiprefill"),
-    ("decode=none", "decode must be full"),
-    ("segment_size=96", "segment_size must be a positive multiple of 64"),
-    ("block_size=12", "block_size must divide 64"),
-    ("base_budget=7", "base_budget must be at least block_size"),
-    ("layer_budgets=1,,2", "layer_budgets cannot be ''"),
-    ("layer_budgets=1,a", "layer_budgets cannot be 'a'"),
-    ("layer_budgets=1,0", "layer_budgets must be positive numbers"),
-    ("max_budget_factor=0.5", "max_budget_factor must be at least 1"),
-    ("keep_first=-1", "keep_first and keep_recent must not be negative"),
-    ("decode_gap=-2", "decode_gap must be at least -1"),
-    ("pooling_kernel=4", "pooling_kernel must be odd"),
-    ("kv_dtype=int4", "kv_dtype must be model or int8"),
-    ("compress_when=never", "compress_when must be always or pressure"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("budget=1", "there is no key 'budget'"),
+        ("prefill=entropy;;decode=full", "'' is not of the form key=value"),
+        ("alpha", "'alpha' is not of the form key=value"),
+        ("alpha=0.5;alpha=0.6", "alpha is given twice"),
+        ("alpha=", "alpha cannot be ''"),
+        ("alpha=0,5", "alpha cannot be '0,5'"),
+        ("alpha=nan", "alpha cannot be 'nan'"),
+        ("capacity=1.5", "capacity cannot be '1.5'"),
+        ("capacity=99999999999999999999", "capacity cannot be"),
+        ("decode=latent ", "decode cannot be 'latent '"),
+        ("prefill=sparse", "prefill must be dense, entropy or critiprefill"),
+        ("decode=none", "decode must be full"),
+        ("segment_size=96", "segment_size must be a positive multiple of 64"),
+        ("block_size=12", "block_size must divide 64"),
+        ("base_budget=7", "base_budget must be at least block_size"),
+        ("layer_budgets=1,,2", "layer_budgets cannot be ''"),
+        ("layer_budgets=1,a", "layer_budgets cannot be 'a'"),
+        ("layer_budgets=1,0", "layer_budgets must be positive numbers"),
+        ("max_budget_factor=0.5", "max_budget_factor must be at least 1"),
+        ("keep_first=-1", "keep_first and keep_recent must not be negative"),
+        ("decode_gap=-2", "decode_gap must be at least -1"),
+        ("pooling_kernel=4", "pooling_kernel must be odd"),
+        ("kv_dtype=int4", "kv_dtype must be model or int8"),
+        ("compress_when=never", "compress_when must be always or pressure"),
+    ],
+)
 def test_bad_texts(libraries, text, message):
     with pytest.raises(ValueError, match=message):
         cache(libraries, text)
@@ -53,15 +56,18 @@ def test_bad_texts(libraries, text, message):
         cache(libraries, "prefill=entropy;decode=snapkv").configure(text)
 
 
-@pytest.mark.parametrize("compiled, text, message", [
-    ("", "prefill=entropy", "prefill cannot become entropy, this model library was compiled with dense"),
-    ("", "decode=latent", "decode cannot become latent"),
-    ("segment_size=128", "segment_size=512", "segment_size cannot become 512, .* compiled with 128"),
-    ("", "block_size=16", "block_size cannot"),
-    ("", "layer_skip=2", "layer_skip cannot"),
-    ("", "kv_dtype=int8", "kv_dtype cannot become int8"),
-    ("decode=latent", "window=16", "window cannot"),
-])
+@pytest.mark.parametrize(
+    "compiled, text, message",
+    [
+        ("", "prefill=entropy", "prefill cannot become entropy, this model library was compiled with dense"),
+        ("", "decode=latent", "decode cannot become latent"),
+        ("segment_size=128", "segment_size=512", "segment_size cannot become 512, .* compiled with 128"),
+        ("", "block_size=16", "block_size cannot"),
+        ("", "layer_skip=2", "layer_skip cannot"),
+        ("", "kv_dtype=int8", "kv_dtype cannot become int8"),
+        ("decode=latent", "window=16", "window cannot"),
+    ],
+)
 def test_what_was_compiled_in_stays(libraries, compiled, text, message):
     with pytest.raises(ValueError, match=message):
         cache(libraries, compiled).configure(text)

@@ -23,10 +23,18 @@ def tile_costs(cache, history, lengths):
     return np.array(costs)
 
 
-@pytest.mark.parametrize("history, lengths", [
-    ([0], [2048]), ([0], [1024]), ([6144], [2048]), ([0], [1536]), ([0], [320]), ([0, 4096], [512, 512]),
-    ([0] * 4, [700, 700, 60, 500]),
-])
+@pytest.mark.parametrize(
+    "history, lengths",
+    [
+        ([0], [2048]),
+        ([0], [1024]),
+        ([6144], [2048]),
+        ([0], [1536]),
+        ([0], [320]),
+        ([0, 4096], [512, 512]),
+        ([0] * 4, [700, 700, 60, 500]),
+    ],
+)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_contiguous_parts_cost_about_the_same(libraries, history, lengths, parts):
     cache = NativeCache(libraries["float32"], "float32", 4, 16384, 2048)
