@@ -20,7 +20,7 @@ from benchmarks.long_prompt_command import long_prompt
 from benchmarks.machine import raise_priority, run_in_own_session, use_threads
 from benchmarks.measure import Measuring, Plan
 from benchmarks.operator_table import operator_table
-from benchmarks.peak import measure_peak
+from benchmarks.peak import ReadBandwidth, measure_peak
 from benchmarks.prompt import Prompt
 from benchmarks.report import write_docs
 from benchmarks.start_up import compile_section, measure_compile, measure_start
@@ -90,7 +90,8 @@ def _measuring_command(name: str, generated: int, summary: str) -> None:
             peak = measure_peak(_this_cpu(), threads) if device == "cpu" else None
             speed.runs.append(this_run(threads, priority, peak, device))
             console.print(f"CPU priority: {priority}; measured {peak}" if peak else f"CPU priority: {priority}")
-            measuring = Measuring(plan, speed, lambda: write(speed, path), console.print)
+            read_gbps = ReadBandwidth(_this_cpu(), threads).gbps if device == "cpu" else None
+            measuring = Measuring(plan, speed, lambda: write(speed, path), console.print, read_gbps)
             measuring.run(rows)
             if operators:
                 measuring.operators(rows)

@@ -4,13 +4,16 @@ Only matrix products and attention count, a multiply-add as 2 FLOPs. Norms, RoPE
 than a hundredth of it.
 """
 
+from collections.abc import Callable
+from statistics import median
+
 from benchmarks.markdown import markdown
-from benchmarks.store import Speed
-from benchmarks.tables import DECODE, PREFILL, variants
+from benchmarks.store import Measurement, Speed
+from benchmarks.tables import DECODE, PREFILL, Metric, variants
 from relax_models.config import ModelConfig
 
-# Bytes of a weight: 4 bits and a float16 scale for 32 of them (tir_kernels/weight_format.py), or bfloat16.
-_WEIGHT_BYTES = {"q4bf16_1": 4.5 / 8, "q0bf16": 2.0}
+# Bytes of a weight: 4 bits, and a float16 scale and minimum for 32 of them (tir_kernels/weight_format.py), or bfloat16.
+_WEIGHT_BYTES = {"q4bf16_1": 5 / 8, "q0bf16": 2.0}
 
 
 def prefill_flops(config: ModelConfig, tokens: int) -> tuple[int, int]:
@@ -33,27 +36,34 @@ def decode_bytes(config: ModelConfig, context: int, quantization: str) -> tuple[
 
 
 def limits_table(speed: Speed) -> str:
-    """Markdown, a row a length: the counted work, the speed at which this machine's measured peak would do it, and our
-    rows as a share of that. Empty without rows of ours or a measured peak."""
+    """Markdown, a row a length: the counted work of dense attention, and our rows as a share of the speed at which the
+    machine would do it: by the peak measured at the start of the run, and for decoding from a whole cache by the read
+    bandwidth beside the generation. Empty without rows of ours, or on a GPU."""
     config = ModelConfig(**speed.config)
     ours = [label for label in variants(speed) if label.startswith("ours")]
-    peak = speed.runs[-1].peak
-    if not ours or peak is None:
+    if not ours or not any(run.peak for run in speed.runs):
         return ""
     quantization = ours[0].rsplit(" ", 1)[-1]
     ours = [label for label in ours if label.endswith(quantization)]
-    head = ["prompt", "TFLOP: products + attention", "prefill limit, tok/s", *ours]
-    rows = [[*head, "MB read a token: weights + cache", "decode limit, tok/s", *ours]]
+    dense = [label for label in ours if label.startswith("ours-dense")]
+
+    def prefill_limit(m: Measurement) -> float | None:
+        peak = speed.runs[m.run].peak
+        return peak and m.tokens / (sum(prefill_flops(config, m.tokens)) / 1e9 / peak.bf16_kernel_gflops)
+
+    def decode_limit(m: Measurement) -> float | None:
+        return m.read_gbps and m.read_gbps * 1e9 / sum(decode_bytes(config, m.tokens, quantization))
+
+    head = ["prompt", "TFLOP: products + attention", *(f"prefill, {label}" for label in ours)]
+    rows = [[*head, "MB read a token: weights + cache", *(f"decode, {label}" for label in dense)]]
     rows.append(["---:"] * len(rows[0]))
     for tokens in sorted({m.tokens for m in speed.measurements if m.variant in ours}):
         products, attention = prefill_flops(config, tokens)
-        prefill = tokens / ((products + attention) / 1e9 / peak.bf16_kernel_gflops)
         weights, cache = decode_bytes(config, tokens, quantization)
-        decode = peak.read_gbps * 1e9 / (weights + cache)
-        row = [f"{tokens:,}", f"{products / 1e12:.2f} + {attention / 1e12:.2f}", f"{prefill:,.0f}"]
-        row += [_share(PREFILL.figure(speed, label, tokens), prefill) for label in ours]
-        row += [f"{weights / 1e6:.0f} + {cache / 1e6:.0f}", f"{decode:,.0f}"]
-        rows.append([*row, *(_share(DECODE.figure(speed, label, tokens), decode) for label in ours)])
+        row = [f"{tokens:,}", f"{products / 1e12:.2f} + {attention / 1e12:.2f}"]
+        row += [_share(PREFILL, speed.of(label, tokens), prefill_limit) for label in ours]
+        row += [f"{weights / 1e6:.0f} + {cache / 1e6:.0f}"]
+        rows.append([*row, *(_share(DECODE, speed.of(label, tokens), decode_limit) for label in dense)])
     return markdown(rows)
 
 
@@ -64,5 +74,7 @@ def _layer_weights(config: ModelConfig) -> int:
     return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
 
 
-def _share(figure: tuple[float, float] | None, limit: float) -> str:
-    return f"{figure[0] / limit:.0%}" if figure else ""
+def _share(metric: Metric, measurements: list[Measurement], limit: Callable[[Measurement], float | None]) -> str:
+    """The median of the figures, each as a share of its own limit."""
+    shares = [figure / most for m in measurements if (figure := metric.value(m)) and (most := limit(m))]
+    return f"{median(shares):.0%}" if shares else ""

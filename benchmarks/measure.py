@@ -51,10 +51,18 @@ class Plan(WorkerPlan):
 
 
 class Measuring:
-    """Fills ``speed`` and calls ``save`` after each measurement; ``say`` gets a line of text for each step."""
+    """Fills ``speed`` and calls ``save`` after each measurement; ``say`` gets a line of text for each step, and
+    ``read_gbps`` tells after each of ours how fast the CPU reads its memory."""
 
-    def __init__(self, plan: Plan, speed: Speed, save: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._plan, self._speed, self._save, self._say = plan, speed, save, say
+    def __init__(
+        self,
+        plan: Plan,
+        speed: Speed,
+        save: Callable[[], None],
+        say: Callable[[str], None],
+        read_gbps: Callable[[], float] | None = None,
+    ) -> None:
+        self._plan, self._speed, self._save, self._say, self._read_gbps = plan, speed, save, say, read_gbps
 
     def run(self, variants: Sequence[Variant]) -> None:
         """All that is missing, in the order of the lengths: at each, every repeat asks one engine after the other, so
@@ -112,6 +120,7 @@ class Measuring:
             run=len(self._speed.runs) - 1,
             identity=variant.identity,
             answer=text,
+            read_gbps=self._read_gbps() if self._read_gbps and variant.engine == "ours" else None,
             **answer,
         )
         self._speed.measurements.append(measurement)

@@ -54,7 +54,8 @@ def _commit() -> str:
 
 class Measurement(BaseModel):
     """One generation. ``run`` is an index into Speed.runs; ``prefill``, ``decode`` and ``end_to_end_seconds`` are as in
-    benchmarks.timing.Generation, None if they were not measured; ``generated`` tokens have the text ``answer``."""
+    benchmarks.timing.Generation, None if they were not measured; ``generated`` tokens have the text ``answer``.
+    ``read_gbps`` is how fast (1e9 bytes a second) the memory was read right after it, None for peers and on GPUs."""
 
     variant: str
     tokens: int
@@ -66,6 +67,7 @@ class Measurement(BaseModel):
     decode_tokens: int = 0
     end_to_end_seconds: float | None = None
     answer: str = ""
+    read_gbps: float | None = None
 
 
 class Gap(BaseModel):

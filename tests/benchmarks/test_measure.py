@@ -64,7 +64,7 @@ def measuring(monkeypatch):
         monkeypatch.setattr(
             module, "start_worker", lambda plan, row, context: FakeWorker(row.label, log, failing.get(row.label, set()))
         )
-        Measuring(plan(**changes), stored, lambda: saves.append(1), lambda line: None).run(rows)
+        Measuring(plan(**changes), stored, lambda: saves.append(1), lambda line: None, lambda: 30.0).run(rows)
         return log, len(saves)
 
     return run
@@ -76,6 +76,7 @@ def test_engines_take_turns_at_each_length_and_everything_is_saved_at_once(measu
     assert log == [(FAST.label, 100), (SLOW.label, 100)] * 2 + [(FAST.label, 400), (SLOW.label, 400)] * 2
     assert saves == len(stored.measurements) == 8
     assert {m.answer for m in stored.measurements} == {"[1, 2]"}
+    assert {(m.variant, m.read_gbps) for m in stored.measurements} == {(FAST.label, 30.0), (SLOW.label, None)}
 
 
 def test_a_second_run_measures_only_what_is_missing(measuring):

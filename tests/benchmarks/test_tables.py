@@ -102,9 +102,17 @@ def test_work_is_counted_from_the_shape():
 def test_limits_are_of_the_measured_peak():
     config = ModelConfig(**CONFIG)
     seconds = 2 * sum(prefill_flops(config, 64)) / 200e9
-    decode = {"decode": sample(1.0), "decode_tokens": 10, "generated": 40}
-    rows = table(limits_table(speed(measurement("ours-dense q4bf16_1", 64, seconds, **decode))))
-    assert rows[2][0] == "64" and rows[2][3] == "50%"
+    # Ten tokens a second; the memory would be read for a hundred of them.
+    read_gbps = 100 * sum(decode_bytes(config, 64, "q4bf16_1")) / 1e9
+    decode = {"decode": sample(1.0), "decode_tokens": 10, "generated": 40, "read_gbps": read_gbps}
+    ours = [measurement(f"ours-{policy} q4bf16_1", 64, seconds, **decode) for policy in ("dense", "entropy")]
+    head, _, row = table(limits_table(speed(*ours)))
+    assert dict(zip(head[2:], row[2:])) == {
+        "prefill, ours-dense q4bf16_1": "50%",
+        "prefill, ours-entropy q4bf16_1": "50%",
+        "MB read a token: weights + cache": "0 + 0",
+        "decode, ours-dense q4bf16_1": "10%",
+    }
     assert limits_table(speed(measurement("llama.cpp Q4_0", 64, seconds))) == ""
 
 
