@@ -5,10 +5,10 @@ from tvm.tirx import PrimFunc
 
 from tir_kernels.kv_pages import KVPages, stored_dtype
 
+from .int8_entries import store_int8_key, store_int8_value
 from .isa import VectorISA
-from .quantized_row import MAX_CODE, code_bytes, quantized, rotated
-from .scratch import stack_buffer
 from .vector_ranges import isa_for_width, vector_starts
+from .word_entries import word_entries
 
 _MIN_PARALLEL_ELEMENTS = 16384  # of qkv; a parallel region costs about as long
 
@@ -57,7 +57,7 @@ def rope_append(
     P = pages.pair
     isa = isa_for_width(isa, min(width for width in (half, rest, d if pages.is_int8 else d // P) if width))
     L = isa.lanes
-    rotary, kept, words = (vector_starts(isa, width) for width in (half, rest, d // P))
+    rotary, kept = (vector_starts(isa, width) for width in (half, rest))
 
     def store(out, value, *indices):
         if out.dtype == "uint16":
@@ -79,59 +79,7 @@ def rope_append(
         for v in T.unroll(kept.count):
             store(out, isa.load(qkv, token, head, rotary_dim + kept[v]), *out_row, rotary_dim + kept[v])
 
-    @T.inline
-    def store_run(qkv, keys, token0, head, k_pages, v_pages, page, offset):
-        """L consecutive tokens into L consecutive entries of one page."""
-        for v in T.serial(words.count):
-            T.evaluate(
-                isa.transpose(
-                    k_pages[page, words[v], offset, 0], T.int64(page_size), keys[0, words[v] * P], T.int64(d // P)
-                )
-            )
-        if P == 1:
-            for i in T.serial(L):
-                for v in T.serial(d // L):
-                    v_pages[page, offset + i, v * L, isa.ramp(0)] = qkv[token0 + i, H + G + head, isa.ramp(v * L)]
-        else:
-            for i in T.serial(L // 2):
-                for v in T.serial(d // L):
-                    v_pages[page, offset // 2 + i, v * L, T.ramp(0, 1, 2 * L)] = isa.interleave_bf16(
-                        qkv[token0 + 2 * i, H + G + head, isa.ramp(v * L)],
-                        qkv[token0 + 2 * i + 1, H + G + head, isa.ramp(v * L)],
-                    )
-
-    @T.inline
-    def store_token(qkv, keys, i, token, head, k_pages, v_pages, page, offset):
-        for c in T.serial(d):
-            k_pages[page, c // P, offset, c % P] = T.reinterpret(dtype, keys[i, c])
-        for c in T.serial(d):
-            v_pages[page, offset // P, c, offset % P] = qkv[token, H + G + head, c]
-
-    def quantize_key(key, centre, k_pages, page, offset) -> None:
-        """Statements: float32 key[0, :] - centre[0, :] becomes entry ``offset`` of an 8-bit page."""
-        places = [(0, isa.ramp(c)) for c in range(0, d, L)]
-        values = rotated(isa, [T.Bind(key[at] - centre[at] if centred else key[at]) for at in places])
-        largest, rounded = quantized(isa, values, offset=128)
-        codes = stack_buffer(d, "uint8")
-        for v, value in enumerate(rounded):
-            T.buffer_store(codes, code_bytes(isa, value, "uint8"), [isa.ramp(v * L)])
-        with T.serial(d // 4) as word:
-            T.buffer_store(k_pages, codes[T.ramp(word * 4, 1, 4)], [page, word, offset, T.ramp(0, 1, 4)])
-        scale = T.reinterpret("uint8x4", largest * T.float32(1 / MAX_CODE))
-        T.buffer_store(k_pages, scale, [page, pages.key_scale_row, offset, T.ramp(0, 1, 4)])
-
-    def quantize_value(qkv, token, row, v_pages, page, offset) -> None:
-        """Statements: qkv[token, row, :] becomes entry ``offset`` of an 8-bit page."""
-        values = [T.Bind(isa.load(qkv, token, row, c)) for c in range(0, d, L)]
-        largest, rounded = quantized(isa, values)
-        codes = stack_buffer(d, "int8")
-        for v, value in enumerate(rounded):
-            T.buffer_store(codes, code_bytes(isa, value, "int8"), [isa.ramp(v * L)])
-        with T.serial(d) as c:
-            T.buffer_store(v_pages, codes[c], [page, offset // 4, c, offset % 4])
-        scale = T.reinterpret("int8x4", largest * T.float32(1 / MAX_CODE))
-        place = [page, pages.value_scale_row + offset // d, offset % d, T.ramp(0, 1, 4)]
-        T.buffer_store(v_pages, scale, place)
+    store_run, store_token = word_entries(isa, pages, H + G)
 
     @T.inline
     def observe(q_out, token, head, observed, row):
@@ -183,8 +131,8 @@ def rope_append(
             rotate(qkv, cos_sin, token0 + i, H + head, key, (0,))
             slot: T.let = append_slots[head, token0 + i]
             page: T.let = T.cast(slot // page_size, "int64")
-            quantize_key(key, centre, k_pages, page, slot % page_size)
-            quantize_value(qkv, token0 + i, H + G + head, v_pages, page, slot % page_size)
+            store_int8_key(isa, pages, key, centre if centred else None, k_pages, page, slot % page_size)
+            store_int8_value(isa, pages, qkv, token0 + i, H + G + head, v_pages, page, slot % page_size)
 
     append_tokens = append_int8_run if pages.is_int8 else append_word_run
 

@@ -17,6 +17,7 @@ from .isa import VectorISA
 from .scratch import stack_buffer
 from .unpacked_pages import rotate_query, unpack_keys
 from .vector_ranges import vector_starts
+from .window_softmax import window_softmax
 
 _PARTS = 32  # of the pages of a head, shared by the threads; a multiple of every tier's lanes
 
@@ -112,55 +113,7 @@ def window_scores(
         """Where the pages of ``task`` begin; task = part * G + head."""
         return T.ceildiv(kv_lengths[head], page_size) * (task // G) // _PARTS
 
-    def seen(v, visible0, row):
-        """Which lanes of vector ``v`` of a page ``row`` sees, if row 0 sees ``visible0`` entries of the page."""
-        return T.ramp(v * L, 1, L) < T.broadcast(visible0 + row // g, L)
-
-    @T.inline
-    def add_to_sums(s, row0, visible0, partial, maxima, sums):
-        """Lane by lane: the running maximum and the sum of 2**(score - maximum) of each row."""
-        with T.sblock("sums"):
-            T.reads()
-            T.writes()
-            peak = T.sblock_alloc_buffer((L,), "float32")
-            total = T.sblock_alloc_buffer((L,), "float32")
-            for i in T.unroll(R):
-                peak[ramp(0)] = maxima[row0 + i, ramp(0)]
-                for v in T.unroll(vectors):
-                    if partial:
-                        s[i, ramp(v * L)] = T.Select(
-                            seen(v, visible0, row0 + i), s[i, ramp(v * L)], isa.splat(T.float32(NEVER))
-                        )
-                    peak[ramp(0)] = isa.vmax(peak[ramp(0)], s[i, ramp(v * L)])
-                total[ramp(0)] = sums[row0 + i, ramp(0)] * isa.exp2(maxima[row0 + i, ramp(0)] - peak[ramp(0)])
-                for v in T.unroll(vectors):
-                    e: T.let = isa.exp2(s[i, ramp(v * L)] - peak[ramp(0)])
-                    counted: T.let = T.Select(seen(v, visible0, row0 + i), e, isa.zero()) if partial else e
-                    total[ramp(0)] = total[ramp(0)] + counted
-                maxima[row0 + i, ramp(0)] = peak[ramp(0)]
-                sums[row0 + i, ramp(0)] = total[ramp(0)]
-
-    @T.inline
-    def add_to_means(s, row0, visible0, partial, first, row_maxima, row_weights, means):
-        for i in T.unroll(R):
-            for v in T.unroll(vectors):
-                e: T.let = isa.exp2(s[i, ramp(v * L)] - isa.splat(row_maxima[first + i]))
-                counted: T.let = T.Select(seen(v, visible0, row0 + i), e, isa.zero()) if partial else e
-                means[ramp(v * L)] = means[ramp(v * L)] + counted * isa.splat(row_weights[first + i])
-
-    @T.inline
-    def merge_parts(row, part_maxima, part_sums, row_maxima, row_weights):
-        maximum = T.sblock_alloc_buffer((1,), "float32")
-        total = T.sblock_alloc_buffer((1,), "float32")
-        maximum[0] = T.float32(NEVER)
-        for part in T.serial(_PARTS):
-            maximum[0] = T.max(maximum[0], part_maxima[row, part])
-        total[0] = T.float32(0)
-        for v in T.serial(_PARTS // L):
-            factors: T.let = isa.exp2(part_maxima[row, ramp(v * L)] - isa.splat(maximum[0]))
-            total[0] = total[0] + isa.hsum(part_sums[row, ramp(v * L)] * factors)
-        row_maxima[row] = maximum[0]
-        row_weights[row] = T.Select(total[0] > T.float32(0), T.float32(1 / rows) / total[0], T.float32(0))
+    add_to_sums, merge_parts, add_to_means = window_softmax(isa, g, W, R, vectors, _PARTS)
 
     @T.inline
     def store_scores(scores, max_len, head, base, value):
