@@ -70,7 +70,7 @@ def _measuring_command(name: str, generated: int, summary: str) -> None:
         threads: options.Threads = _CORES,
         max_seconds: options.MaxSeconds = 900,
         operators: Annotated[
-            bool, typer.Option("--operators", help="Also where the time of our longest prefill goes.")
+            bool, typer.Option("--operators", help="Also where the time of our prefills goes.")
         ] = False,
         python: options.Pythons = None,
         yarn_factor: options.YarnFactor = 4,

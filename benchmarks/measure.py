@@ -75,14 +75,19 @@ class Measuring:
                         self._measure(pool, variant, tokens)
 
     def operators(self, variants: Sequence[Variant]) -> None:
-        """Where the time of the longest prompt goes, for our own variants."""
-        tokens = max(self._plan.lengths)
-        for variant in variants:
-            if variant.engine == "ours" and self._speed.of(variant.label, tokens):
-                with self._start(variant, tokens) as worker:
-                    seconds = worker.request("operators", 2 * self._plan.max_seconds, tokens=tokens)
-                self._speed.operators[variant.label] = Operators(tokens=tokens, seconds=seconds)
-                self._save()
+        """Where the time of each prompt goes, for our own variants."""
+        for tokens in sorted(set(self._plan.lengths)):
+            for variant in variants:
+                if variant.engine == "ours" and self._speed.of(variant.label, tokens):
+                    with self._start(variant, tokens) as worker:
+                        seconds = worker.request("operators", 2 * self._plan.max_seconds, tokens=tokens)
+                    self._add_operators(Operators(variant=variant.label, tokens=tokens, seconds=seconds))
+
+    def _add_operators(self, operators: Operators) -> None:
+        cell = (operators.variant, operators.tokens)
+        others = [o for o in self._speed.operators if (o.variant, o.tokens) != cell]
+        self._speed.operators = [*others, operators]
+        self._save()
 
     def _forget_others(self, variants: Sequence[Variant]) -> None:
         """Gaps are tried again, and figures of a library that has changed are taken anew."""

@@ -11,21 +11,19 @@ _PARTS = {
 
 
 def operator_table(speed: Speed) -> str:
-    """Markdown: a row a variant; shares of the time of its longest prefill, and dense attention (of "ours-dense" at
+    """Markdown: a row a length and variant; shares of the time of the prefill, and dense attention (of "ours-dense" at
     that length) as a multiple of its own. Empty without operators."""
     if not speed.operators:
         return ""
-    dense = next((o for label, o in speed.operators.items() if label.startswith("ours-dense")), None)
+    dense = {o.tokens: _part(o, "attention") for o in speed.operators if o.variant.startswith("ours-dense")}
     rows = [["prefill", "tokens", *_PARTS, "everything else", "attention faster by"]]
     rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
-    for label, operators in speed.operators.items():
+    for operators in sorted(speed.operators, key=lambda o: (o.tokens, o.variant)):
         total = sum(operators.seconds.values())
         parts = [_part(operators, part) for part in _PARTS]
         shares = [f"{part / total:.1%}" for part in [*parts, total - sum(parts)]]
-        faster = ""
-        if dense and dense.tokens == operators.tokens:
-            faster = f"{_part(dense, 'attention') / parts[0]:.2f}x"
-        rows.append([label, f"{operators.tokens:,}", *shares, faster])
+        faster = f"{dense[operators.tokens] / parts[0]:.2f}x" if operators.tokens in dense else ""
+        rows.append([operators.variant, f"{operators.tokens:,}", *shares, faster])
     return markdown(rows)
 
 

@@ -85,6 +85,7 @@ class Gap(BaseModel):
 class Operators(BaseModel):
     """Seconds by kernel in one prefill of ``tokens`` tokens."""
 
+    variant: str
     tokens: int
     seconds: dict[str, float]
 
@@ -100,7 +101,7 @@ class Speed(BaseModel):
     descriptions: dict[str, str] = {}
     measurements: list[Measurement] = []
     gaps: list[Gap] = []
-    operators: dict[str, Operators] = {}
+    operators: list[Operators] = []
 
     def of(self, variant: str, tokens: int) -> list[Measurement]:
         return [m for m in self.measurements if (m.variant, m.tokens) == (variant, tokens)]
