@@ -62,8 +62,7 @@ class OracleModel:
     def _attend(self, module, query, key, value, attention_mask, scaling, **_):
         layer = module.layer_idx
         q, k, v = (x[0].transpose(0, 1).double().numpy() for x in (query, key, value))  # [tokens, heads, d]
-        centre = self.key_centres.get(layer, 0)
-        k, v = self._stored_keys(k - centre) + centre, self._stored_values(v)
+        k, v = self._stored_keys(layer, k), self._stored_values(v)
         before = self.queries.get(layer, q[:0])
         self.queries[layer] = np.concatenate([before, q])
         masks = self.visible.get(layer, [np.zeros(0, bool)] * k.shape[1])
@@ -76,10 +75,11 @@ class OracleModel:
             out = self._masked_attention(layer, q, k, v, scaling)
         return torch.from_numpy(out).to(query.dtype)[None], None
 
-    def _stored_keys(self, k: np.ndarray) -> np.ndarray:
+    def _stored_keys(self, layer: int, k: np.ndarray) -> np.ndarray:
         if self.policy.kv_dtype == "model":
             return k
-        return int8_entries.rotated(self._stored_values(int8_entries.rotated(k)))
+        centre = self.key_centres.get(layer, 0)
+        return int8_entries.rotated(self._stored_values(int8_entries.rotated(k - centre))) + centre
 
     def _stored_values(self, v: np.ndarray) -> np.ndarray:
         if self.policy.kv_dtype == "model":
@@ -102,7 +102,7 @@ class OracleModel:
         policy = self.policy
         tail = max(policy.window, 64)
         for layer, masks in self.visible.items():
-            k = self._stored_keys(self.cache.layers[layer].keys[0].transpose(0, 1).double().numpy())
+            k = self._stored_keys(layer, self.cache.layers[layer].keys[0].transpose(0, 1).double().numpy())
             held = [np.flatnonzero(mask) for mask in masks]
             if policy.decode == "streaming":
                 kept = [

@@ -45,7 +45,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def library(weights, tmp_path_factory):
-    policy = make_policy("entropy", "latent", f"{GATE};capacity=96;slack=24;decode_gap=16")
+    policy = make_policy("entropy", "latent", f"{GATE};layer_skip=1;capacity=96;slack=24;decode_gap=16")
     return compile_model(CONFIG, weights, "q0f32", tmp_path_factory.mktemp("library"), policy=policy)
 
 
@@ -153,7 +153,7 @@ def check_stored_entries(actual: CachedSequence, expected: OracleModel) -> None:
     tvm.get_global_func("vm.builtin.attention_kv_cache_debug_get_kv")(actual._kv.handle, 0, 0, len(PROMPT), *found)
     layer = expected.cache.layers[0]
     exact = [x[0].transpose(0, 1).double().numpy() for x in (layer.keys, layer.values)]
-    for tensor, stored in zip(found, (expected._stored_keys(exact[0]), expected._stored_values(exact[1]))):
+    for tensor, stored in zip(found, (expected._stored_keys(0, exact[0]), expected._stored_values(exact[1]))):
         np.testing.assert_allclose(tensor.numpy()[0], stored, rtol=0, atol=1.01 / 127 * np.abs(stored).max())
 
 
@@ -195,16 +195,16 @@ def test_keys_of_an_8_bit_cache_are_centred_if_they_have_a_bias(tmp_path):
             block.self_attn.k_proj.bias.copy_(torch.from_numpy(bias.reshape(-1)))
         first, second = bias[:, :half], bias[:, half:]
         centres[layer] = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
-    policy = make_policy("entropy", "latent", f"{GATE};capacity=96;slack=24;window=32;decode_gap=16;kv_dtype=int8")
+    # Scores that are averaged over 81 neighbours lie so close that rounding decides about the last place.
+    settings = f"{GATE};capacity=96;slack=24;decode_gap=16;pooling_kernel=5;kv_dtype=int8"
+    policy = make_policy("entropy", "latent", settings)
     model = compile_model(config, named_weights(hf), "q0f32", tmp_path, "llvm -mcpu=haswell", policy=policy)
     actual, expected = sequence(model), OracleModel(hf, policy, centres)
     logits = expected.prefill(PROMPT)
     assert_close(values(actual.prefill(PROMPT)), logits, 2e-4)
     for token_id in ANSWER[:16]:
         assert_close(values(actual.decode(token_id)), expected.decode(token_id), 2e-4)
-    for model_or_oracle in (actual, expected):
-        model_or_oracle.decode(ANSWER[16])
+    assert_close(values(actual.decode(ANSWER[16])), expected.decode(ANSWER[16]), 2e-4)
     assert expected.is_compressed
-    # Averages of 81 scores lie so close that rounding decides about the last place; logits then differ too.
     for layer, head in np.ndindex(config.num_hidden_layers, kv_heads):
-        assert len(set(actual.held_positions(layer, head)) ^ set(expected.positions(layer, head))) <= 2
+        np.testing.assert_array_equal(actual.held_positions(layer, head), expected.positions(layer, head))
