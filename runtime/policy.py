@@ -25,6 +25,7 @@ PREFILL_POLICIES: dict[str, dict[str, Any]] = {
         "threshold_len": 4096,
         "base_budget": 2048,
         "layer_budgets": "1",
+        "layer_skip": 1,
     },
 }
 DECODE_POLICIES: dict[str, dict[str, Any]] = {
@@ -105,10 +106,11 @@ class Policy:
         Relative rise of the entropy at which a budget stays as it is.
     alpha, default 0.5
         Step of the budget, relative to base_budget, for a rise of the entropy by 1 above delta_t.
-    max_budget_factor, default 1.5
-        Largest budget, relative to base_budget (the paper's 3 with its base_budget: not much more).
-    layer_skip, default 1
-        The first layers, which stay dense.
+    max_budget_factor, default 1.25
+        Largest budget, relative to base_budget (the paper's 3 with its base_budget: a third more).
+    layer_skip, default 0 (CritiPrefill 1)
+        The first layers, which stay dense. The paper's 1 gave answers nothing, and at a million tokens one dense layer
+        costs more than all others together (docs/entropy-inference.md).
     layer_fusion, default 0.0 (CritiPrefill 0.25)
         Weight of the scores of the layer before.
     score_form, default "code"
@@ -164,8 +166,8 @@ class Policy:
     entropy_threshold: float = 1e-5
     delta_t: float = 0.4
     alpha: float = 0.5
-    max_budget_factor: float = 1.5
-    layer_skip: int = 1
+    max_budget_factor: float = 1.25
+    layer_skip: int = 0
     layer_fusion: float = 0.0
     score_form: str = "code"
     budget_form: str = "head"

@@ -100,9 +100,9 @@ def test_one_token_a_sequence_takes_the_decode_kernel(prefill, decode):
     assert kernel_names(after) == {"rope_table", "rope_append", "attention_decode"}
 
 
-@pytest.mark.parametrize("decode, settings", [("full", ""), ("latent", ""), ("latent", "kv_dtype=int8")])
+@pytest.mark.parametrize("decode, settings", [("full", ""), ("latent", ""), ("latent", ";kv_dtype=int8")])
 def test_gated_prefill_keeps_the_skipped_layer_dense(decode, settings):
-    after, expected = rewrite(None, make_policy("entropy", decode, settings))
+    after, expected = rewrite(None, make_policy("entropy", decode, f"layer_skip=1{settings}"))
     main = expected.build(
         lambda qkv: expected.dense("attention_prefill", 0, qkv), lambda qkv: expected.gated(1, qkv, "observe")
     )

@@ -13,7 +13,7 @@ from runtime.sampling import SamplingParams
 
 # Segments of 64: the last of five is a part, segment 1 is observed but dense, 2 and 3 are gated.
 TOKENS = 4 * 64 + 32
-POLICY = make_policy("entropy", "latent", "segment_size=64;threshold_len=128;base_budget=64;block_size=8")
+POLICY = make_policy("entropy", "latent", "segment_size=64;threshold_len=128;base_budget=64;block_size=8;layer_skip=1")
 
 
 class RecordedEngine:

@@ -14,15 +14,15 @@ DEFAULTS = {
     "entropy_threshold": 1e-5,
     "delta_t": 0.4,
     "alpha": 0.5,
-    "layer_skip": 1,
     "layer_fusion": 0.0,
     "window": 32,
     "pooling": "average",
-    # Measured choices of this project; the paper has 4096, 2048 in all layers, 3, and 1024, 16, 5.
+    # Measured choices of this project; the paper has 4096, 1, 2048 in all layers, 3, and 1024, 16, 5.
     "threshold_len": 8192,
+    "layer_skip": 0,
     "base_budget": 3584,
     "layer_budgets": "1,.5,.25,1,1,.125,.125,.125",
-    "max_budget_factor": 1.5,
+    "max_budget_factor": 1.25,
     "capacity": 2048,
     "decode_gap": 128,
     "pooling_kernel": 81,
@@ -35,6 +35,7 @@ CRITIPREFILL = {
     "threshold_len": 4096,
     "base_budget": 2048,
     "layer_budgets": "1",
+    "layer_skip": 1,
 }
 
 
