@@ -30,8 +30,9 @@ class Device:
 # RTX 4090: "NVIDIA Ada GPU Architecture" 2.02, appendix A, table 2 (165.2 with float32 sums, 82.6, 1,008 GB/s, 128
 #   multiprocessors at 2.52 GHz).
 # M3 Max with 40 cores: Apple's technical specifications of the MacBook Pro, November 2023 (400 GB/s). Apple tells no
-#   rates: 128 lanes a core at 1.38 GHz (collections of GPU data say 1.38 to 1.40). Our Metal kernels use no simdgroup
-#   matrices, so that products are float32 FMAs there.
+#   rates: 128 lanes a core at 1.38 GHz (collections of GPU data say 1.38 to 1.40). Simdgroup matrices are instructions
+#   of the same float32 pipelines (github.com/philipturner/metal-benchmarks, of the M1 and M2; no source for the M3 was
+#   found): they come closer to the rate of FMAs, and not above it.
 # mma.sync on an H100: 62.9 % of the tensor cores on average, whose own instruction is wgmma (Luo et al.,
 #   arXiv:2501.12084, measured on an H800).
 # Exponentials: 16 a clock and multiprocessor (CUDA C++ Programming Guide, throughput of native arithmetic

@@ -6,8 +6,9 @@ from tvm import IRModule, s_tir, tirx
 from tvm.s_tir import dlight
 from tvm.target import Target
 
-from tir_kernels.gpu.linear import TENSOR_CORES
-from tir_kernels.gpu.linear_mma import linear_mma
+from tir_kernels.gpu.features import gpu_features
+from tir_kernels.gpu.linear import MATRIX_UNITS
+from tir_kernels.gpu.linear_many_rows import linear_many_rows
 
 # Up to so many rows a product with a matrix is bound by reading the matrix, and done as a matrix-vector product of
 # that many rows at a time.
@@ -19,7 +20,7 @@ class _Matmul(dlight.gpu.Matmul):
 
     Those sum in the dtype of the factors and ours sum in float32, so the try fails each time; and the first one imports
     all of TVM's tensor intrinsics: seconds, and 50 of them without script_frames. What the rule does next is what it
-    does at once for WebGPU.
+    does at once for WebGPU. Ours with simdgroup matrices is tir_kernels/gpu/linear_simdgroup.py.
     """
 
     def apply(self, func: tirx.PrimFunc, target: Target, is_tunable: bool) -> s_tir.Schedule | None:
@@ -75,13 +76,13 @@ class ScheduleGPU:
             few = tirx.op.tvm_thread_invariant(count <= limit)
             body = tirx.IfThenElse(few, schedule.mod["main"].body, body)
         root = s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", body))
-        return func.with_body(root).without_attr(TENSOR_CORES).with_attr("tirx.HoistIfThenElseExprWithBlock", 1)
+        return func.with_body(root).without_attr(MATRIX_UNITS).with_attr("tirx.HoistIfThenElseExprWithBlock", 1)
 
     def _for_many_rows(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
-        arguments = func.attrs.get(TENSOR_CORES)
+        arguments = func.attrs.get(MATRIX_UNITS)
         if arguments is None:
             return _Matmul().apply(func, self.target, False).mod["main"]
-        form = linear_mma(**arguments)
+        form = linear_many_rows(**arguments, gpu=gpu_features(self.target))
         pairs = list(zip(form.params, func.params, strict=True))
         pairs += [(form.params[0].shape[0], func.params[0].shape[0])]
 

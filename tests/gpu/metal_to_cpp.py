@@ -14,6 +14,7 @@ _PARAMETER = re.compile(r"\s*(.*?)\s*(\w+) \[\[\s*(\w+).*?\]\]")
 _STRUCT = re.compile(r"struct \w+_args_t \{\n(.*?)\};", re.DOTALL)
 _FIELD = re.compile(r"(\w+) (\w+)(\[2\])?;")
 _SHARED = re.compile(r"^\s*threadgroup (\w+) (\w+)\[(\d+)\];", re.MULTILINE)
+_BYTES = {"float": 4, "int": 4, "uint": 4, "half": 2, "long": 8, "char": 1, "uchar": 1, "bool": 1}
 _POSITIONS = {"threadgroup_position_in_grid": "block_index", "thread_position_in_threadgroup": "thread_index"}
 
 
@@ -21,6 +22,15 @@ def kernels(source: str) -> dict[str, str]:
     """The Metal source of each kernel by its name."""
     _, *parts = _PART.split(source)
     return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def threadgroup_bytes(kernel: str) -> int:
+    """Bytes of threadgroup memory that the Metal source of a kernel declares."""
+    arrays = _SHARED.findall(kernel)
+    declared = len(re.findall(r"^\s*threadgroup ", kernel, re.MULTILINE))
+    if declared != len(arrays):
+        raise ValueError(f"{declared} declarations of threadgroup memory, of which {len(arrays)} are arrays")
+    return sum(_BYTES[dtype] * int(extent) for dtype, _, extent in arrays)
 
 
 def translate(source: str, parameters: dict[str, list[tuple[str, str]]]) -> str:

@@ -5,8 +5,10 @@ import pytest
 from gpu import emulated_cuda
 from gpu.edited_source import edited_source
 
-from tir_kernels.gpu.linear_mma import linear_mma
+from tir_kernels.gpu.features import gpu_features
+from tir_kernels.gpu.linear_many_rows import linear_many_rows
 
+_GPU = gpu_features(emulated_cuda.target())
 _N, _K, _ROWS = 20, 64, 9
 _FIRST = r"(?s)__syncthreads\(\);(.*)"
 _LAST = r"(?s)(.*)__syncthreads\(\);"
@@ -23,7 +25,7 @@ def _weights(format_name: str) -> list[np.ndarray]:
 def test_a_linear_layer_without_a_barrier_is_a_race(format_name, pattern):
     with edited_source(pattern, r"\1"):
         kernel = emulated_cuda.compile(
-            linear_mma(_N, _K, format_name, "float16", bias=False, residual=False, out_dtype="float16")
+            linear_many_rows(_N, _K, format_name, "float16", _GPU, bias=False, residual=False, out_dtype="float16")
         )
     with pytest.raises(RuntimeError, match="race in shared memory"):
         kernel(np.ones((_ROWS, _K), "float16"), *_weights(format_name), np.zeros((_ROWS, _N), "float16"))

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import tvm
 from compression_steps import check_compact, check_selected, check_window_scores, peaked_scores
 from entropy_oracle import GateParameters
 from gate_steps import GateSteps, LayerShape, gate_kernels
@@ -14,18 +13,15 @@ from gpu.kernel_code import kernels_of_a_layer
 from paged_cache import NUMPY_DTYPE, check_attention, random_cache
 from rope_steps import Append, check_newest_queries, slots_of_steps
 from test_logit_processing import LOWEST
-from test_mlc_weights import dequantized, stored
 from test_observe import check_with_oracle, prompts
 from test_softmax import check as check_softmax
 
-from passes.schedule_gpu import ScheduleGPU
 from tir_kernels.gpu.attention_decode import attention_decode
 from tir_kernels.gpu.attention_gated import attention_gated
 from tir_kernels.gpu.attention_prefill import attention_prefill
 from tir_kernels.gpu.block_representatives import block_representatives
 from tir_kernels.gpu.compact import compact
 from tir_kernels.gpu.features import gpu_features
-from tir_kernels.gpu.linear import linear
 from tir_kernels.gpu.observe import observe
 from tir_kernels.gpu.rope_append import rope_append
 from tir_kernels.gpu.rope_table import rope_table
@@ -39,16 +35,13 @@ _ORDERS = ("forward", "backward", 7)
 # https://developer.apple.com/metal/Metal-Feature-Set-Tables.pdf, of every GPU of a Mac with Apple silicon.
 _MAX_THREADGROUP_BYTES = 32768
 _MAX_BUFFERS = 31
-_BYTES = {"float": 4, "int": 4, "uint": 4, "half": 2, "long": 8, "char": 1, "uchar": 1, "bool": 1}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_limits_of_metal(dtype):
     for name, func in kernels_of_a_layer(28, 4, 128, 3584, dtype, metal_shim.TARGET).items():
         for text in metal_to_cpp.kernels(metal_shim.source(func)).values():
-            arrays = re.findall(r"threadgroup (\w+) \w+\[(\d+)\]", text)
-            assert sum(_BYTES[kind] * int(extent) for kind, extent in arrays) <= _MAX_THREADGROUP_BYTES, name
-            assert text.count("threadgroup ") - text.count("(threadgroup ") == len(arrays), name
+            assert metal_to_cpp.threadgroup_bytes(text) <= _MAX_THREADGROUP_BYTES, name
             assert 1 <= len(re.findall(r"\[\[ buffer\(\d+\) \]\]", text)) <= _MAX_BUFFERS, name
             assert not re.search(r"\bdouble|atomic|bfloat", text), name
 
@@ -177,26 +170,3 @@ def test_compact(shape):
         kept = [np.sort(rng.permutation(n)[: max(1, int(share * n) - h)]) for h, n in enumerate(lengths)]
         with emulated_cuda.thread_order(order):
             check_compact(kernel, cache, kept, in_place)
-
-
-@pytest.mark.parametrize(("format_name", "dtype", "fixed"), [("q4", "float16", None), ("q4", "float32", 1)])
-def test_linear(format_name, dtype, fixed):
-    n, k = 37, 96
-    func = linear(n, k, format_name, dtype, _GPU, m=fixed, bias=True, out_dtype="float32")
-    kernel = metal_shim.compile(ScheduleGPU(metal_shim.TARGET)(tvm.IRModule({"main": func}))["main"], checked=False)
-    rng = np.random.default_rng(0)
-    tensors = stored(
-        rng.standard_normal((n, k)).astype(np.float32), {"float16": "q4f16_1", "float32": "q4f32_1"}[dtype]
-    )
-    weight = dequantized(*tensors, k)
-    for order, rows in enumerate((fixed,) if fixed else (1, 2, 5, 11)):
-        x = rng.standard_normal((rows, k)).astype(dtype)
-        bias = rng.standard_normal(n).astype(dtype)
-        out = np.full((rows, n), np.nan, np.float32)
-        with emulated_cuda.thread_order(order):
-            kernel(x, *tensors, bias, out)
-        expected = x.astype(np.float64) @ weight.T + bias
-        size = np.abs(x.astype(np.float64)) @ np.abs(weight).T
-        # Weights of 16 bits are rounded; sums to float32 k times.
-        bound = ((2.0**-11 if dtype == "float16" else 0) + (k + 2) * 2.0**-24) * (size + 10)
-        assert np.all(np.abs(out - expected) <= bound)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from gpu import metal_shim
+from gpu.edited_source import edit_metal_source
 from tvm.script import tirx as T
 
 _THREADS = 64
@@ -42,24 +43,13 @@ def _run(scope: str) -> tuple[np.ndarray, np.ndarray]:
     return a, b[:_THREADS]
 
 
-def _edit(monkeypatch, before: str, after: str) -> None:
-    source = metal_shim.source
-
-    def edited(func):
-        text = source(func)
-        assert before in text
-        return text.replace(before, after)
-
-    monkeypatch.setattr(metal_shim, "source", edited)
-
-
 def test_a_kernel_runs():
     a, b = _run("shared")
     np.testing.assert_array_equal(b, a[::-1])
 
 
 def test_a_dropped_barrier_is_a_race(monkeypatch):
-    _edit(monkeypatch, _BARRIER, "")
+    edit_metal_source(monkeypatch, _BARRIER, "")
     with pytest.raises(RuntimeError, match="race in shared memory"):
         _run("shared")
 
@@ -67,13 +57,13 @@ def test_a_dropped_barrier_is_a_race(monkeypatch):
 def test_the_barrier_of_threadgroup_memory_does_not_order_device_memory(monkeypatch):
     with pytest.raises(RuntimeError, match="race in global memory"):
         _run("device")
-    _edit(monkeypatch, _BARRIER, "threadgroup_barrier(mem_flags::mem_device);")
+    edit_metal_source(monkeypatch, _BARRIER, "threadgroup_barrier(mem_flags::mem_device);")
     a, b = _run("device")
     np.testing.assert_array_equal(b, a[::-1])
 
 
 @pytest.mark.parametrize("mistake", ["max(1, (long)1);", "double(1);", "simd_sum(1.0f);"])
 def test_what_the_library_has_not_is_not_compiled(monkeypatch, mistake):
-    _edit(monkeypatch, _BARRIER, mistake + _BARRIER)
+    edit_metal_source(monkeypatch, _BARRIER, mistake + _BARRIER)
     with pytest.raises(RuntimeError, match="g\\+\\+"):
         _run("shared")

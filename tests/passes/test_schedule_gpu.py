@@ -42,18 +42,20 @@ def test_tensor_cores_where_target_dtype_and_size_have_them():
         linear(96, 64, "q4", "float32", gpu),
         linear(96, 40, "plain", "float16", gpu),
         linear(96, 64, "q4", "float16", gpu, m=1),
-        linear(96, 64, "q4", "float16", gpu_features(parse_target("metal"))),
     ):
         assert "m16n8k16" not in device_kernels(func)
 
 
-def test_metal_tries_no_simdgroup_matrices(monkeypatch):
+def test_simdgroup_matrices_are_ours(monkeypatch):
+    """Not those of TVM's rule, whose import takes seconds."""
     tries = []
     monkeypatch.setattr(dlight.gpu.matmul.MetalMatmul, "apply", lambda *arguments: tries.append(arguments))
     metal = parse_target("metal")
-    func = linear(96, 64, "q4", "float16", gpu_features(metal))
-    text = ScheduleGPU(metal)(tvm.IRModule({"main": func}))["main"].script()
-    assert "threadIdx.x" in text and not tries
+    for dtype, k, count in (("float16", 64, 1), ("float32", 64, 0), ("float16", 40, 0)):
+        func = linear(96, k, "plain", dtype, gpu_features(metal))
+        text = ScheduleGPU(metal)(tvm.IRModule({"main": func}))["main"].script()
+        assert "threadIdx.x" in text and ("simdgroup_multiply_accumulate" in text) == count
+    assert not tries
 
 
 def test_rows_choose_the_form_of_a_product():

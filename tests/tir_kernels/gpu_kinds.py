@@ -3,7 +3,9 @@
 from tir_kernels.gpu.features import GPUFeatures
 
 GPUS = {
-    "tensor cores": GPUFeatures("cuda", 32, 1024, 49152, tensor_cores=True, bfloat16=True),
-    "no tensor cores": GPUFeatures("cuda", 32, 1024, 49152, tensor_cores=False, bfloat16=False),
-    "small": GPUFeatures("webgpu", 32, 256, 16384, tensor_cores=False, bfloat16=False),
+    "tensor cores": GPUFeatures("cuda", 32, 1024, 49152, tensor_cores=True, bfloat16=True, simdgroup_matrices=False),
+    "no tensor cores": GPUFeatures(
+        "cuda", 32, 1024, 49152, tensor_cores=False, bfloat16=False, simdgroup_matrices=False
+    ),
+    "small": GPUFeatures("webgpu", 32, 256, 16384, tensor_cores=False, bfloat16=False, simdgroup_matrices=False),
 }

@@ -22,6 +22,8 @@ class GPUFeatures:
     max_shared_memory : bytes of a block.
     tensor_cores : True if ``mma.sync`` m16n8k16 of float16 and bfloat16 exists (cuda, sm_80 and newer).
     bfloat16 : True if the target can compute with bfloat16.
+    simdgroup_matrices : True if 32 threads can multiply matrices of 8 x 8 together (metal, on every Mac with Apple
+        silicon: GPU family Apple7 and newer).
     """
 
     kind: str
@@ -30,6 +32,7 @@ class GPUFeatures:
     max_shared_memory: int
     tensor_cores: bool
     bfloat16: bool
+    simdgroup_matrices: bool
 
 
 def gpu_features(target: Target) -> GPUFeatures:
@@ -49,6 +52,7 @@ def gpu_features(target: Target) -> GPUFeatures:
         max_shared_memory=max_shared_memory,
         tensor_cores=sm_80,
         bfloat16=kind in _HAS_BFLOAT16 and (kind != "cuda" or sm_80),
+        simdgroup_matrices=kind == "metal",
     )
 
 

@@ -1,16 +1,16 @@
 """Linear layers over weights in MLC's layouts: y = x @ W.T (+ bias) (+ residual).
 
-A tensor expression, which passes/schedule_gpu.py gives its schedule; where the target and the dtype have tensor cores,
+A tensor expression, which passes/schedule_gpu.py gives its schedule; where the target has matrix units for the dtype,
 with a form of its own for many rows.
 """
 
 from tvm import te, tirx
 
 from .features import GPUFeatures
-from .linear_mma import fits_tensor_cores
+from .linear_many_rows import has_matrix_units
 from .matrix import Matrix
 
-TENSOR_CORES = "tensor_cores"  # attribute of a function that linear_mma computes as well
+MATRIX_UNITS = "matrix_units"  # attribute of a function that linear_many_rows computes as well
 
 
 def linear(
@@ -35,8 +35,9 @@ def linear(
         one row 4-bit weights are exact, else rounded to dtype.
     bias, residual : whether the function has these parameters.
     out_dtype : of out; dtype if None.
-    m : the number of rows if it is fixed; None makes it a variable. On tensor cores the function then has the attribute
-        :data:`TENSOR_CORES`, the arguments of :func:`tir_kernels.gpu.linear_mma.linear_mma`.
+    m : the number of rows if it is fixed; None makes it a variable. With matrix units the function then has the
+        attribute :data:`MATRIX_UNITS`, the arguments of :func:`tir_kernels.gpu.linear_many_rows.linear_many_rows`
+        besides ``gpu``.
     """
     out_dtype = out_dtype or dtype
     rows = tirx.Var("m", "int64") if m is None else m
@@ -70,7 +71,7 @@ def linear(
     out = te.compute((rows, n), finished, name="out")
     extra = [tensor for tensor in (bias_tensor, residual_tensor) if tensor is not None]
     func = te.create_prim_func([x, *matrix.tensors, *extra, out], index_dtype_override="int64")
-    if m is not None or not gpu.tensor_cores or not fits_tensor_cores(k, dtype):
+    if m is not None or not has_matrix_units(k, dtype, gpu):
         return func
     shape = {"n": n, "k": k, "format_name": format_name, "dtype": dtype, "out_dtype": out_dtype}
-    return func.with_attr(TENSOR_CORES, shape | {"bias": bias, "residual": residual})
+    return func.with_attr(MATRIX_UNITS, shape | {"bias": bias, "residual": residual})
