@@ -7,18 +7,14 @@ import pytest
 from compression_steps import check_compact, check_selected, check_window_scores, peaked_scores
 from entropy_oracle import GateParameters
 from gate_steps import GateSteps, LayerShape, gate_kernels
-from gated_steps import PAGE, SEGMENT, cases
 from gpu import emulated_cuda, metal_shim, metal_to_cpp
 from gpu.kernel_code import kernels_of_a_layer
-from paged_cache import NUMPY_DTYPE, check_attention, random_cache
+from paged_cache import random_cache
 from rope_steps import Append, check_newest_queries, slots_of_steps
 from test_logit_processing import LOWEST
 from test_observe import check_with_oracle, prompts
 from test_softmax import check as check_softmax
 
-from tir_kernels.gpu.attention_decode import attention_decode
-from tir_kernels.gpu.attention_gated import attention_gated
-from tir_kernels.gpu.attention_prefill import attention_prefill
 from tir_kernels.gpu.block_representatives import block_representatives
 from tir_kernels.gpu.compact import compact
 from tir_kernels.gpu.features import gpu_features
@@ -76,37 +72,6 @@ def test_rope_append(shape):
         with emulated_cuda.thread_order(order):
             append.check(slots)
     check_newest_queries(Append(metal_shim.compile(rope_append(*shape, _GPU, window=True)), *shape))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("query_lengths", [[1, 1, 1], [70, 1, 33]], ids=["decode", "prefill"])
-def test_attention(dtype, query_lengths):
-    heads, kv_heads, head_dim, page_size = 4, 2, 64, 64
-    rng = np.random.default_rng(0)
-    shape = (heads, kv_heads, head_dim, page_size, dtype, _GPU, head_dim**-0.5)
-    decodes = max(query_lengths) == 1
-    kernel = metal_shim.compile(attention_decode(*shape, 2) if decodes else attention_prefill(*shape))
-    for order in _ORDERS:
-        cache = random_cache(rng, [[70, 1, 203], [75, 1, 208]], head_dim, page_size, dtype)
-        # Rows of very different temperature: flat ones, and peaked ones whose running maximum is raised many times.
-        q = rng.standard_normal((sum(query_lengths), heads, head_dim)) * rng.uniform(0.1, 10, (1, heads, 1))
-        q = q.astype(NUMPY_DTYPE[dtype])
-        with emulated_cuda.thread_order(order):
-            check_attention(kernel, q, cache, query_lengths, dtype)
-
-
-@pytest.mark.parametrize("shape", [(3, 1, 64, 16, "float16"), (4, 2, 80, 32, "float32")], ids=["float16", "float32"])
-def test_gated_attention(shape):
-    heads, kv_heads, head_dim, block_size, dtype = shape
-    kernel = metal_shim.compile(
-        attention_gated(heads, kv_heads, head_dim, PAGE, SEGMENT, block_size, dtype, _GPU, head_dim**-0.5)
-    )
-    for order, (step, q, expected) in zip(_ORDERS, cases(*shape, "model", False)):
-        out = np.full(q.shape, np.nan, q.dtype)
-        with emulated_cuda.thread_order(order):
-            kernel(*step.arguments(q), out)
-        error = np.abs(out.astype(np.float64) - expected.out)
-        assert np.all(error <= expected.error_bound(dtype, rounded_weights=False))
 
 
 _GATES = {

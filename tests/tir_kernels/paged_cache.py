@@ -226,8 +226,8 @@ def _pages(places: np.ndarray, page_size: int) -> list[np.ndarray]:
     return [places[i : i + page_size] for i in range(0, len(places), page_size)]
 
 
-def check_attention(kernel, q, cache, query_lengths, dtype) -> None:
-    """``kernel``, an attention on a device without tensor cores, by ``reference_attention`` and its error bound."""
+def check_attention(kernel, q, cache, query_lengths, dtype, rounded_weights: bool) -> None:
+    """``kernel``, an attention of any device, by ``reference_attention`` and its error bound."""
     out = np.full(q.shape, np.nan, q.dtype)
     kernel(
         q,
@@ -242,4 +242,4 @@ def check_attention(kernel, q, cache, query_lengths, dtype) -> None:
     )
     expected = reference_attention(q, cache, query_lengths, q.shape[2] ** -0.5)
     error = np.abs(out.astype(np.float64) - expected.out)
-    assert np.all(error <= expected.error_bound(dtype, rounded_weights=False))
+    assert np.all(error <= expected.error_bound(dtype, rounded_weights))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from .attention_mma import MMAAttention
+from .attention_simdgroup import SimdgroupAttention
 from .attention_simt import SIMTAttention
 from .attention_task import QUERY_TILE, AttentionShape, ChosenBlocks, Task
 from .register import all_registers, register
@@ -38,13 +39,19 @@ class Gate:
     block_size: int
 
 
-def row_blocks(shape: AttentionShape) -> MMAAttention | SIMTAttention:
-    """How the rows of a tile are worked on: by tensor cores, if there are any for the dtype."""
-    on_tensor_cores = shape.gpu.tensor_cores and shape.pages.pair == 2
-    return (MMAAttention if on_tensor_cores else SIMTAttention)(shape)
+RowBlocks = MMAAttention | SimdgroupAttention | SIMTAttention
 
 
-def attend_tiles(blocks: MMAAttention | SIMTAttention, tables: Tables, gate: Gate | None = None) -> None:
+def row_blocks(shape: AttentionShape) -> RowBlocks:
+    """How the rows of a tile are worked on: by matrix units, if there are any for the dtype."""
+    if shape.gpu.tensor_cores and shape.pages.pair == 2:
+        return MMAAttention(shape)
+    if shape.gpu.simdgroup_matrices and shape.dtype == "float16" and shape.head_dim <= SimdgroupAttention.most_dims:
+        return SimdgroupAttention(shape)
+    return SIMTAttention(shape)
+
+
+def attend_tiles(blocks: RowBlocks, tables: Tables, gate: Gate | None = None) -> None:
     """Statements: every row of every tile and key/value head."""
     shape = blocks.shape
     per_tile = -(-QUERY_TILE * shape.group // blocks.rows)
