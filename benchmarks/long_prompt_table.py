@@ -32,9 +32,10 @@ def shown(record: LongPrompt) -> list[Stretch]:
 def long_prompt_section(record: LongPrompt, plot_name: str | None) -> str:
     """Everything the page says of one prompt; without a plot for ``plot_name`` None."""
     repeated = f", {record.copies:.2f} copies of it one after the other" if record.copies > 1 else ""
+    settings = f" with {record.settings}" if record.settings else ""
     parts = [
         f"### {record.model}, {record.tokens:,} tokens",
-        f"Read from {record.text}{repeated}; {record.policy}; RoPE `{record.rope}`.",
+        f"Read from {record.text}{repeated}; {record.policy}{settings}; RoPE `{record.rope}`.",
         _cost_table(record),
     ]
     if plot_name:

@@ -95,3 +95,9 @@ def test_the_page_gets_table_and_plot(tmp_path):
     assert svg.count("<svg") == 1
     write_docs(tmp_path, tmp_path)
     assert (tmp_path / "performance_long_prompt_M.svg").read_text() == svg
+
+
+def test_settings_stand_beside_the_policy():
+    assert "; entropy prefill with base_budget=64; RoPE" in long_prompt_section(
+        long_prompt(settings="base_budget=64"), None
+    )
