@@ -45,7 +45,8 @@ def long_prompt(
     stretch: Annotated[int, typer.Option(help="Tokens that are timed together.", min=1)] = 16384,
     threads: options.Threads = _CORES,
     cache: Annotated[
-        Path | None, typer.Option(help="File of the prompt's KV cache, kept; default: dist/long_prompt_MODEL.kv.")
+        Path | None,
+        typer.Option(help="File of the prompt's KV cache, kept; default: in dist, named like the JSON file."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; in benchmarks/results.")] = None,
 ) -> None:
@@ -78,7 +79,7 @@ def long_prompt(
         )
         del engine
         path = output or RESULTS / f"long_prompt_{name}.json"
-        cache = cache or Path("dist") / f"long_prompt_{name}.kv"
+        cache = cache or Path("dist") / f"{path.stem}.kv"
         cache.parent.mkdir(parents=True, exist_ok=True)
         _check_room(cache, tokens * fresh.kv_bytes_per_token)
         record = read_long_prompt(path, fresh)
