@@ -90,8 +90,8 @@ def check_weights(folder: Path, cache: TensorCache, library: LibraryMetadata, li
     # The library would take the embedding for it and answer with other words.
     if "lm_head.weight" in records.keys() - {spec.name for spec in library.params}:
         raise UserError(
-            f"{library_path} has the embedding as output projection, but {folder} has one of its own: compile it "
-            "for this model, or convert the model's weights again with compile.py --weights"
+            f"{library_path} uses the embedding as output projection, but {folder} has one of its own: compile the "
+            "library for this model, or convert the model's weights again with compile.py --weights"
         )
 
 

@@ -48,8 +48,8 @@ def test_an_artifact_answers_like_the_model(hf_folder, tmp_path, monkeypatch, ca
     files = {path.name for path in folder.iterdir()}
     assert {"mlc-chat-config.json", "tensor-cache.json", "tokenizer.json", "tokenizer_config.json"} <= files
     layer = CONFIG.num_key_value_heads * CONFIG.head_dim * 4
-    # K and V, and in all layers but the first a maximum and a minimum of K for every 8 tokens.
-    bytes_per_token = 2 * CONFIG.num_hidden_layers * layer + 2 * (CONFIG.num_hidden_layers - 1) * layer // 8
+    # K and V, and a maximum and a minimum of K for every 8 tokens.
+    bytes_per_token = 2 * CONFIG.num_hidden_layers * (layer + layer // 8)
     assert f"KV cache {bytes_per_token:,} bytes a token" in capsys.readouterr().out
 
     assert policy_in(folder) == make_policy()

@@ -95,7 +95,10 @@ def test_spec_is_read_from_the_creation_call():
     # 8-bit keys and values, and a float32 for each; the scales of 64 values take two rows of 32 words.
     assert spec.kv_bytes_per_token(make_policy("dense", "full", "kv_dtype=int8")) == 6 * 2 * (32 + 4 + 32 + 4)
     # A maximum and a minimum of 2 heads of 32 dimensions for each block of 16 tokens in 5 layers.
-    assert spec.kv_bytes_per_token(make_policy("entropy", "full", "block_size=16")) == 1536 + 2 * 5 * 2 * 32 * 2 // 16
+    assert (
+        spec.kv_bytes_per_token(make_policy("entropy", "full", "block_size=16;layer_skip=1"))
+        == 1536 + 2 * 5 * 2 * 32 * 2 // 16
+    )
 
 
 @pytest.mark.parametrize(
