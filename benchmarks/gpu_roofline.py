@@ -12,8 +12,9 @@ from runtime.policy import Policy
 class Device:
     """Peaks a second; ``driver_name`` is in what the driver calls it.
 
-    ``matrix_flops`` are dense 16-bit products with 32-bit sums, as far as our instructions reach
-    them; ``peak_flops`` what the data sheet says of those."""
+    ``matrix_flops`` are dense 16-bit products with 32-bit sums, as far as our instructions reach them;
+    ``peak_flops`` what the data sheet says of those.
+    """
 
     name: str
     bandwidth: float

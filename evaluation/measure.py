@@ -27,8 +27,8 @@ class Outcome(BaseModel):
 
     ``scores``: the first is the one that reports show. ``log_likelihood`` (natural) is the sum over the first
     ``answer_tokens`` tokens of the reference answer; None where the engine tells no probabilities.
-    ``second_*`` are those of the second turn; ``second_kept`` is the share of its past that
-    the cache held when the second question had been read.
+    ``second_*`` are those of the second turn; ``second_kept`` is the share of its past that the cache held when the
+    second question had been read.
     """
 
     output: str

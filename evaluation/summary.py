@@ -54,9 +54,9 @@ class Summary(BaseModel):
 def summarize(
     results: Iterable[Result], policies: Sequence[str], baseline: str, gaps: Mapping[str, str] = MappingProxyType({})
 ) -> Summary:
-    """Tables over the rows that all ``policies`` have, less those without any row that ``gaps`` names.
+    """Tables over the rows that all ``policies`` have, where one that has none and is named in ``gaps`` does not count.
 
-    ``gaps``: by policy, why rows are missing.
+    ``gaps``: by policy, why rows are missing; the baseline always counts.
     """
     by_row: dict[str, dict[str, Result]] = defaultdict(dict)
     for result in results:

@@ -49,15 +49,12 @@ class CompressionMachine(RuleBasedStateMachine):
         self.cache = self.new_cache(policy)
         self.empty_pages = self.cache.available_pages
         self.model = CompressionModel(self.cache.dtype, policy)
+        self.sequences = self.model.sequences
         self.rng = np.random.default_rng(0)
 
     def new_cache(self, policy):
         sizes = (MAX_BATCH, self.max_total, CHUNK, ENGINE_PAGE)
         return CompressingCache(self.library, self.dtype, *sizes, policy=policy_text(policy))
-
-    @property
-    def sequences(self):
-        return self.model.sequences
 
     def alive(self):
         return sorted(self.sequences)
