@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.hidden_numbers import has_number
 from benchmarks.long_prompt_store import Answer, Decode, LongPrompt, Reload
 from benchmarks.long_prompt_stretches import Stretches
 from benchmarks.long_prompt_text import LongText, Needle
 from benchmarks.store import write
 from benchmarks.timing import SETTLING_TOKENS, Stopwatch
-from evaluation.metrics import contains_number
 from runtime.console import PrefillProgress
 from runtime.engine import Engine
 from runtime.errors import UserError
@@ -116,7 +116,7 @@ class LongPromptRun:
                 question_tokens=len(question),
                 text=text,
                 token_ids=token_ids,
-                hit=contains_number(text, [needle.number])["contains_number"] == 1,
+                hit=has_number(text, needle.number),
                 first_token_seconds=answered_at - asked_at,
                 decode_seconds=output.usage.decode_seconds,
             )

@@ -21,8 +21,8 @@ from benchmarks.long_prompt_table import long_prompt_section
 from benchmarks.long_prompt_text import LongText
 from benchmarks.machine import raise_priority, run_in_own_session, use_threads
 from benchmarks.peak import measure_peak
+from benchmarks.source_text import read_text
 from benchmarks.store import RESULTS, this_run, write
-from evaluation.haystack import read_text
 from runtime.artifact import CHAT_CONFIG_FILE, find_library, read_json
 from runtime.console import user_errors
 from runtime.engine import Engine

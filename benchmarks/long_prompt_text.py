@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.random_names import random_numbers
+from benchmarks.hidden_numbers import random_numbers
 from runtime.errors import UserError
 from runtime.tokenizer import Tokenizer
 

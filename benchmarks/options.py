@@ -66,7 +66,7 @@ def token_counts(text: str, option: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise UserError(f"{option} {text} is not a comma-separated list of token counts")
+        raise UserError(f"{option} {text} is no list of token counts: write for instance 1000,4000")
     return numbers
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluation.haystack import read_text
+from benchmarks.source_text import read_text
 from relax_models.gguf_file import GGUFFile
 from relax_models.gguf_tokenizer import gguf_tokenizer
 from runtime.errors import UserError

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.policies import PolicyArgument
+from benchmarks.policy_argument import PolicyArgument
 from runtime.artifact import find_library
 from runtime.errors import UserError
 

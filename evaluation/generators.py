@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from benchmarks.hidden_numbers import random_numbers
 from evaluation.haystack import CountTokens, Haystack, longest
-from evaluation.random_names import random_depth, random_keys, random_numbers, random_uuid, random_variables
+from evaluation.random_names import random_depth, random_keys, random_uuid, random_variables
 from evaluation.rows import Row, SecondQuestion
 from runtime.errors import UserError
 

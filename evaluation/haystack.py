@@ -1,11 +1,8 @@
-"""Texts to hide things in: any text file, or the source of Python's standard library, which every machine has."""
+"""A text to hide things in, of which pieces of any length are taken."""
 
 from __future__ import annotations
 
-import gzip
-import sysconfig
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -55,23 +52,3 @@ def longest(available: int, tokens: int, count_tokens: Callable[[int], int]) -> 
         middle = (low + high) // 2
         low, high = (middle, high) if count_tokens(middle) <= tokens else (low, middle)
     return low
-
-
-def read_text(path: Path | None) -> str:
-    """The text of a file (UTF-8, perhaps .gz), or by default of Python's own standard library."""
-    if path is None:
-        return _standard_library()
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as err:
-        raise UserError(f"the text {path} cannot be read ({err}): give a UTF-8 text file, plain or .gz") from None
-
-
-def _standard_library() -> str:
-    """The modules at the top of the library in alphabetical order, each after a line with its name."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    files = sorted(folder.glob("*.py"))
-    if not files:
-        raise UserError(f"{folder} has no Python source to make data from: give a text with --text")
-    return "\n".join(f"# ---- file: {file.name} ----\n{file.read_text(encoding='utf-8')}" for file in files)

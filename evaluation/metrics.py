@@ -7,6 +7,8 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from benchmarks.hidden_numbers import has_number
+
 Metric = Callable[[str, Sequence[str]], dict[str, float]]
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -94,18 +96,13 @@ def contains(output: str, answers: Sequence[str]) -> dict[str, float]:
 
 def contains_number(output: str, answers: Sequence[str]) -> dict[str, float]:
     """Whether an answer occurs in the output; thousands separators do not count."""
-    text = _without_separators(output)
-    return {"contains_number": float(any(_without_separators(answer) in text for answer in answers))}
+    return {"contains_number": float(any(has_number(output, answer) for answer in answers))}
 
 
 def contains_all_frac(output: str, answers: Sequence[str]) -> dict[str, float]:
     """Share of the answers that occur in the output; thousands separators do not count."""
-    hits = [_without_separators(answer) in _without_separators(output) for answer in answers]
+    hits = [has_number(output, answer) for answer in answers]
     return {"contains_all_frac": sum(hits) / len(hits)}
-
-
-def _without_separators(text: str) -> str:
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text)
 
 
 def answer_in_output(output: str, answers: Sequence[str]) -> dict[str, float]:

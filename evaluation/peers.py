@@ -1,7 +1,6 @@
 """Columns of the table that are other engines: greedy answers of the benchmarks' workers to the same token ids.
 
-No likelihoods: the engines are asked for tokens only, which all of them give. Only this module and __main__ import
-benchmarks, and nothing of benchmarks imports them: benchmarks takes its policies, texts and numbers from here.
+No likelihoods: the engines are asked for tokens only, which all of them give.
 """
 
 from __future__ import annotations

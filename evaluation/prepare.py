@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import token_counts
+from benchmarks.policy_argument import PolicyArgument
+from benchmarks.source_text import read_text
 from evaluation.generators import KINDS, Generator
-from evaluation.haystack import read_text
 from evaluation.measure import check_metric
-from evaluation.policies import EvaluatedPolicy, PolicyArgument, default_policies, with_settings
+from evaluation.policies import EvaluatedPolicy, default_policies, with_settings
 from evaluation.prompts import prompt_ids, second_turn_ids
 from evaluation.rows import Row, in_turns, read_tasks
 from evaluation.runner import Job
@@ -59,18 +61,8 @@ def find_rows(
     found = {} if data is None else read_tasks(data, patterns)
     if kinds or data is None:
         generator = Generator(read_text(text), lambda piece: len(tokenizer.encode(piece)), seed)
-        found |= generator.tasks(kinds or list(KINDS), rows, _numbers(lengths))
+        found |= generator.tasks(kinds or list(KINDS), rows, token_counts(lengths, "--lengths"))
     return found
-
-
-def _numbers(lengths: str) -> list[int]:
-    try:
-        numbers = [int(length) for length in split_names(lengths)]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"--lengths {lengths} is no list of token counts: write for instance 1000,4000")
-    return numbers
 
 
 def room_of(config: ChatConfig, policies: list[EvaluatedPolicy]) -> int:

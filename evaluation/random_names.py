@@ -1,4 +1,4 @@
-"""Names, numbers and places for generated rows."""
+"""Names and places for generated rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ def random_keys(rng: np.random.Generator, count: int) -> list[str]:
     """Names "adjective-noun" that share no word."""
     adjectives, nouns = rng.permutation(_ADJECTIVES)[:count], rng.permutation(_NOUNS)[:count]
     return [f"{adjective}-{noun}" for adjective, noun in zip(adjectives, nouns)]
-
-
-def random_numbers(rng: np.random.Generator, count: int) -> list[str]:
-    """Different numbers of 7 digits."""
-    return [str(1_000_000 + n) for n in rng.choice(9_000_000, count, replace=False)]
 
 
 def random_variables(rng: np.random.Generator, count: int) -> list[str]:

@@ -1,5 +1,7 @@
 """What the engines are given: the ids of a text, the weights in another format, and the options."""
 
+import gzip
+
 import pytest
 import torch
 import transformers
@@ -9,6 +11,7 @@ from benchmarks.engines.base import EngineSettings, Yarn
 from benchmarks.engines.hugging_face import rope_overrides
 from benchmarks.options import interpreters, token_counts
 from benchmarks.prompt import Prompt
+from benchmarks.source_text import read_text
 from runtime.errors import UserError
 
 
@@ -51,6 +54,18 @@ def test_a_prompt_has_exactly_as_many_tokens_as_asked(smollm2_gguf, tmp_path):
     text.write_text("It is a truth universally acknowledged")
     with pytest.raises(UserError, match="too short for a prompt of 50 tokens"):
         Prompt(smollm2_gguf, text, 50)
+
+
+def test_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("größer\n")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("größer\n".encode()))
+    assert read_text(tmp_path / "a.txt") == read_text(tmp_path / "a.txt.gz") == "größer\n"
+    assert "# ---- file: argparse.py ----\n" in read_text(None)
+    (tmp_path / "bad").write_bytes(b"\xff\xfe")
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"a" * 99)[:-9])
+    for name in ("bad", "cut.gz", "missing"):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_text(tmp_path / name)
 
 
 def test_lengths():

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.policies import EvaluatedPolicy, PolicyArgument, default_policies, with_settings
+from evaluation.policies import EvaluatedPolicy, default_policies, with_settings
 from runtime.errors import UserError
 from runtime.policy import Policy, make_policy
 
@@ -13,28 +13,6 @@ def library(policy: Policy | None, path: str = "a.so") -> SimpleNamespace:
 
 
 ENTROPY = library(make_policy("entropy", "latent", "capacity=1024"))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a=x.so", ("a", Path("x.so"), "")),
-        ("a=x.so:capacity=512;decode=snapkv", ("a", Path("x.so"), "capacity=512;decode=snapkv")),
-        ("a=c:/d/x.so", ("a", Path("c:/d/x.so"), "")),
-        ("a=:decode=full", ("a", None, "decode=full")),
-        ("a=", ("a", None, "")),
-        ("a=:", ("a", None, "")),
-    ],
-)
-def test_argument(text: str, expected: tuple) -> None:
-    argument = PolicyArgument.parse(text)
-    assert (argument.name, argument.library, argument.settings) == expected
-
-
-@pytest.mark.parametrize("text", ["x.so", "=x.so", ""])
-def test_argument_without_a_name(text: str) -> None:
-    with pytest.raises(UserError, match="has no name"):
-        PolicyArgument.parse(text)
 
 
 def test_prefill_is_shared_by_what_differs_in_decoding_only() -> None:

@@ -1,13 +1,13 @@
 """Generated rows: the answer is in the text, where it should be, in a prompt of the right length."""
 
-import gzip
 import json
 import re
 
 import pytest
 
+from benchmarks.source_text import read_text
 from evaluation.generators import DEPTHS, KINDS, Generator
-from evaluation.haystack import longest, read_text
+from evaluation.haystack import longest
 from evaluation.rows import Row
 from runtime.errors import UserError
 
@@ -96,18 +96,14 @@ def test_rows_depend_on_seed_and_number_only(standard_library, tasks) -> None:
             assert mine.answers != theirs.answers and mine.context != theirs.context and theirs.id not in ids
 
 
-def test_text_of_the_user(tmp_path) -> None:
+def test_text_of_the_user() -> None:
     lines = [f"line {n} of a long story" for n in range(400)]
-    (tmp_path / "a.txt").write_text("\n".join(lines))
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    text = read_text(tmp_path / "a.txt")
-    assert read_text(tmp_path / "a.txt.gz") == text
-    row = Generator(text, count_tokens).tasks(["needles"], 1, [300])["needle_single"][0]
+    row = Generator("\n".join(lines), count_tokens).tasks(["needles"], 1, [300])["needle_single"][0]
     kept = [line for line in row.context.splitlines() if line.startswith("line ")]
     assert len(kept) > 20 and kept == [lines[(lines.index(kept[0]) + n) % 400] for n in range(len(kept))]
 
 
-def test_mistakes_are_named(tmp_path, standard_library) -> None:
+def test_mistakes_are_named(standard_library) -> None:
     generator = Generator("one\ntwo", count_tokens)
     with pytest.raises(UserError, match="text is too short"):
         generator.tasks(["needles"], 1, [500])
@@ -115,10 +111,6 @@ def test_mistakes_are_named(tmp_path, standard_library) -> None:
         Generator(standard_library, count_tokens).tasks(["needles"], 1, [70])
     with pytest.raises(UserError, match="no generator x"):
         generator.tasks(["x"], 1, [500])
-    (tmp_path / "bad").write_bytes(b"\xff\xfe")
-    for name in ("bad", "missing"):
-        with pytest.raises(UserError, match="cannot be read"):
-            read_text(tmp_path / name)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5, 6, 7, 49, 99])
