@@ -12,6 +12,9 @@ from runtime.cache_file import CacheFileReader, CacheHeader, new_cache_file
 from runtime.errors import UserError
 from runtime.kv_state import KVState
 
+# How the cache's own error begins (runtime/native/sequence_transfer.h); its other errors are of the same kind.
+_CACHE_IS_FULL = "The KV cache is full"
+
 
 def write_sequence(kv: KVState, seq_id: int, token_ids: Sequence[int], path: Path, origin: dict[str, Any]) -> None:
     """Write the sequence, whose tokens are ``token_ids``; UserError if the file cannot be written."""
@@ -43,7 +46,9 @@ def read_sequence(kv: KVState, seq_id: int, file: CacheFileReader, num_entries: 
     """
     try:
         kv.restore_sequence(seq_id, file.read())
-    except RuntimeError:
+    except RuntimeError as err:
+        if _CACHE_IS_FULL not in str(err):
+            raise
         raise UserError(
             f"the cache file {file.path} does not fit a KV cache of {num_entries} tokens: raise max_total_seq_length, "
             "or name another file"

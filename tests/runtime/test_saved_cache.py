@@ -10,6 +10,7 @@ from reference import hf_model, named_weights, tiny
 
 from runtime.cache_file import CacheFileReader
 from runtime.errors import UserError
+from runtime.kv_state import KVState
 from runtime.policy import make_policy
 from runtime.sequence import CachedSequence
 
@@ -116,6 +117,9 @@ def test_files_that_do_not_fit(model, tmp_path):
     small = CachedSequence(model.library, model.params, 500)
     with CacheFileReader(path) as file, pytest.raises(UserError, match="has 600 tokens, but the context holds 500"):
         small.load(file)
+    small = CachedSequence(model.library, model.params, 1024, 320)  # it may compress, so the length is no reason
+    with CacheFileReader(path) as file, pytest.raises(UserError, match="does not fit a KV cache of 320 tokens"):
+        small.load(file)
     damaged = bytearray(path.read_bytes())
     damaged[-2000] ^= 1
     path.write_bytes(damaged)
@@ -125,6 +129,20 @@ def test_files_that_do_not_fit(model, tmp_path):
     assert small.token_ids == [] and small.num_held_entries == 0
     # The failed load left a cache that works.
     np.testing.assert_array_equal(values(small.prefill(PROMPT)), values(sequence(model).prefill(PROMPT)))
+
+
+def test_an_error_that_is_not_for_lack_of_room_stays_what_it_is(model, tmp_path, monkeypatch):
+    home = sequence(model)
+    home.prefill(PROMPT)
+    home.save(tmp_path / "cache", {})
+
+    def restore(_kv, _seq_id, _state):
+        raise RuntimeError("Cannot allocate 12 MiB")
+
+    monkeypatch.setattr(KVState, "restore_sequence", restore)
+    with CacheFileReader(tmp_path / "cache") as file, pytest.raises(RuntimeError, match="Cannot allocate 12 MiB"):
+        home.load(file)
+    assert home.token_ids == []
 
 
 MEMORY = """
