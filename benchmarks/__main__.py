@@ -34,6 +34,7 @@ from relax_models.config_gguf import config_from_gguf
 from runtime.console import user_errors
 from runtime.errors import UserError
 from runtime.policy import make_policy
+from runtime.stop_signals import stop_requests
 from runtime.tvm_runtime import usable_cores
 
 _CORES = usable_cores()
@@ -92,9 +93,10 @@ def _measuring_command(name: str, generated: int, summary: str) -> None:
             console.print(f"CPU priority: {priority}; measured {peak}" if peak else f"CPU priority: {priority}")
             read_gbps = ReadBandwidth(_this_cpu(), threads).gbps if device == "cpu" else None
             measuring = Measuring(plan, speed, lambda: write(speed, path), console.print, read_gbps)
-            measuring.run(rows)
-            if operators:
-                measuring.operators(rows)
+            with stop_requests(at_once=True):  # the workers are ended then
+                measuring.run(rows)
+                if operators:
+                    measuring.operators(rows)
         console.print(speed_table(speed, METRICS[name]))
         if operators:
             console.print(operator_table(speed))
@@ -129,7 +131,8 @@ def compile_times(
         use_threads(threads)
         run = this_run(threads, raise_priority(), measure_peak(_this_cpu(), threads))
         compiled = measure_compile(gguf, repeats, console.print)
-        started = measure_start(plan, rows, console.print)
+        with stop_requests(at_once=True):  # the workers are ended then
+            started = measure_start(plan, rows, console.print)
     result = Compile(run=run, model=gguf.stem, compile=compiled, start=started)
     path = output or RESULTS / f"compile_{gguf.stem}.json"
     write(result, path)

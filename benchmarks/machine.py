@@ -83,7 +83,8 @@ def run_in_own_session() -> None:
     # The terminal's Ctrl-C does not reach another session, and a SIGTERM is for the work, not for who waits.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: child.send_signal(number))
-    sys.exit(child.wait())
+    status = child.wait()
+    sys.exit(status if status >= 0 else 128 - status)  # of one that a signal ended, as shells tell it
 
 
 def raise_priority() -> str:

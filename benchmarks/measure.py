@@ -181,7 +181,7 @@ class Measuring:
             prompt = list(self._plan.prompt[:tokens])
             description = worker.request("load", _START_SECONDS, prompt=prompt)["description"]
             worker.request("warm_up", _START_SECONDS)
-        except WorkerFailure:
+        except BaseException:
             worker.close()
             raise
         if self._speed.descriptions.get(variant.label) != description:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from evaluation.summary import summarize
 from runtime.artifact import read_chat_config
 from runtime.console import user_errors
 from runtime.errors import UserError
+from runtime.stop_signals import stop_requests
 from runtime.tokenizer import Tokenizer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -125,13 +127,14 @@ def main(
         )
         store = ResultStore(output.with_suffix(".jsonl"), settings)
         sessions = open_sessions(model, config, policies, tokenizer, max(len(job.prompt_ids) for job in jobs))
-        with WorkerPool() as pool:
-            others = PeerRunner(peers, plan, longest, pool, tokenizer, config.stop_token_ids, store)
-            interrupted = run_all([Runner(policies, sessions, store, options), others], jobs)
-        wanted = {job.row.id for job in jobs}
-        summary = summarize((r for r in store.results.values() if r.row in wanted), columns, baseline, others.gaps)
-        run: dict[str, Any] = {"command": " ".join(["python", *sys.orig_argv[1:]]), **settings.model_dump()}
-        files = write_report(summary, run, output)
+        with stop_requests(at_once=True) as stop:
+            with WorkerPool() as pool:
+                others = PeerRunner(peers, plan, longest, pool, tokenizer, config.stop_token_ids, store)
+                interrupted = run_all([Runner(policies, sessions, store, options), others], jobs)
+            wanted = {job.row.id for job in jobs}
+            summary = summarize((r for r in store.results.values() if r.row in wanted), columns, baseline, others.gaps)
+            run: dict[str, Any] = {"command": " ".join(["python", *sys.orig_argv[1:]]), **settings.model_dump()}
+            files = write_report(summary, run, output)
     for session in sessions.values():
         if session.clock.prefill_tokens and session.clock.decode_tokens:
             print(_speed(session), file=sys.stderr)
@@ -139,7 +142,7 @@ def main(
     print("written: " + ", ".join(map(str, files)), file=sys.stderr)
     if interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130)
+        raise typer.Exit(128 + (stop.signal or signal.SIGINT))
 
 
 def _speed(session: Session) -> str:

@@ -88,10 +88,11 @@ class PeerRunner:
         try:
             worker = start_worker(self._plan, peer, self._context)
             self._descriptions[peer.label] = worker.request("load", _START_SECONDS, prompt=[])["description"]
-        except WorkerFailure:
+        except BaseException as error:
             if worker:
                 worker.close()
-            self._peers.remove(peer)
+            if isinstance(error, WorkerFailure):
+                self._peers.remove(peer)
             raise
         return worker
 

@@ -13,7 +13,7 @@ from evaluation.runner import Job, Runner
 
 
 def run_all(runners: Sequence[Runner | PeerRunner], jobs: Sequence[Job]) -> bool:
-    """Run all jobs by every runner with a progress bar (lines, if stderr is no terminal); whether Ctrl-C ended it."""
+    """Run all jobs by every runner with a progress bar, lines if stderr is no terminal; whether it was interrupted."""
     total = sum(runner.work(job) for runner in runners for job in jobs)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())

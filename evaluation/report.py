@@ -45,16 +45,26 @@ def markdown(summary: Summary) -> str:
 def write_report(summary: Summary, run: dict[str, Any], json_path: Path) -> list[Path]:
     """Write ``json_path`` and, beside it, .md and .png; the files written (no plot without matplotlib)."""
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(json.dumps({"run": run, "summary": summary.model_dump(mode="json")}, indent=1) + "\n")
-    table = json_path.with_suffix(".md")
-    table.write_text(markdown(summary))
-    plot = json_path.with_suffix(".png")
+    text = json.dumps({"run": run, "summary": summary.model_dump(mode="json")}, indent=1) + "\n"
+    _replace(json_path, lambda path: path.write_text(text))
+    table, plot = json_path.with_suffix(".md"), json_path.with_suffix(".png")
+    _replace(table, lambda path: path.write_text(markdown(summary)))
     try:
         from evaluation.plot import write_plot
     except ModuleNotFoundError:
         return [json_path, table]
-    write_plot(summary, plot)
+    _replace(plot, lambda path: write_plot(summary, path))
     return [json_path, table, plot]
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file that then takes the place of ``path``: nobody sees half of it."""
+    part = path.with_stem(f"{path.stem}.part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _heading(summary: Summary) -> str:

@@ -58,7 +58,7 @@ class Runner:
     def run(self, job: Job, on_prefill: Progress) -> None:
         """Run what the store does not have yet; ``on_prefill(job, tokens)`` after each shared prefill and its answers.
 
-        An exception (Ctrl-C) loses the results of one prefill at most.
+        An exception (a signal to stop) loses the results of one prefill at most.
         """
         self._copy_dense(job)
         for group in self._groups(job):

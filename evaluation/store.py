@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class ResultStore:
         self._append(result)
 
     def _append(self, line: BaseModel) -> None:
-        # One write a line: Ctrl-C cannot leave half of one.
+        # One write a line: a signal to stop cannot leave half of one.
         with self.path.open("ab", buffering=0) as file:
             file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
 
@@ -68,7 +69,7 @@ class ResultStore:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):  # a line that a crash cut short
-            self.path.write_bytes(whole)
+            os.truncate(self.path, len(whole))
         # Through JSON, as what is compared with it: a tuple becomes a list.
         now = RunSettings.model_validate_json(settings.model_dump_json(exclude_none=True))
         for line in whole.splitlines():

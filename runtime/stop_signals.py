@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag: an exception in the middle of a step would cost the cache."""
+"""Ctrl-C and SIGTERM as a flag, where an exception in the middle of a step would cost the cache; or as an exception."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Set a flag on SIGINT and SIGTERM. A second signal, for a step that takes too long, raises KeyboardInterrupt."""
+def stop_requests(at_once: bool = False) -> Iterator[StopRequest]:
+    """Set a flag on SIGINT and SIGTERM. A second signal, for a step that takes too long, raises KeyboardInterrupt; with
+    ``at_once`` the first one does, too.
+
+    SIGINT counts also where a shell has started the program in the background, with SIGINT ignored.
+    """
     stop = StopRequest()
 
     def on_signal(number: int, _frame: object) -> None:
-        if stop.wanted:
+        again, stop.signal = stop.wanted, stop.signal or number
+        if again or at_once:
             raise KeyboardInterrupt
-        stop.signal = number
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

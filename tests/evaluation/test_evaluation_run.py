@@ -1,6 +1,9 @@
 """Whole runs on the toy model, whose logits the tests know."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,6 +229,50 @@ def test_ctrl_c_in_the_middle_of_a_step(run, monkeypatch, function: str) -> None
     assert first.exit_code == 130 and len(results) < 12
     second, results = run()
     assert second.exit_code == 0 and len(results) == 12
+
+
+IN_THE_BACKGROUND = """
+import signal, sys, time
+from evaluation.__main__ import app
+from evaluation.session import Session
+
+decode, calls = Session.decode, []
+
+def slow(*arguments):
+    calls.append(time.sleep(0 if len(calls) < 40 else 0.05))
+    if len(calls) == 60:
+        print("now", flush=True)
+    return decode(*arguments)
+
+Session.decode = slow
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_in_the_background_stops_and_goes_on(run, toy_model, data, tmp_path, number: int, status: int) -> None:
+    """Shells start what they put in the background with SIGINT ignored."""
+    arguments = ["--model", str(toy_model), "--data", str(data), "-o", str(tmp_path / "r.json")]
+    program = subprocess.Popen(
+        [sys.executable, "-c", IN_THE_BACKGROUND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert program.stdout.readline() == "now\n"
+    program.send_signal(number)
+    _, errors = program.communicate(timeout=300)
+    assert program.returncode == status and "the same command goes on" in errors, errors
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files - {"r.png"} == {"r.jsonl", "r.json", "r.md"}
+    lines = (tmp_path / "r.jsonl").read_text()
+    results = [json.loads(line) for line in lines.splitlines()[1:]]
+    assert lines.endswith("\n") and 0 < len(results) < 12
+    assert json.loads((tmp_path / "r.json").read_text())["summary"]["incomplete_rows"] in (0, 1)
+    done, complete = run()
+    assert done.exit_code == 0 and len(complete) == 12
+    assert all(complete[result["row"], result["policy"]] == result["outcome"] for result in results)
 
 
 def test_generated_rows_that_are_too_long_are_left_out(run, tmp_path) -> None:
