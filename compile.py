@@ -53,6 +53,7 @@ def compile_model(
     from relax_models.model_source import resolve_model
     from relax_models.overrides import with_overrides
     from relax_models.registry import export_model
+    from relax_models.tokenizer_files import active_vocab_size
     from relax_models.weight_names import stored_names
     from relax_models.weight_source import open_weight_source
     from tir_kernels.quantization import CONVERTERS, default_quantization, model_dtype, weight_storage
@@ -74,6 +75,8 @@ def compile_model(
         source = config = load_mlc_model(Path(model).expanduser(), model_dtype(quantization), overrides)
         mod, names = source.mod, source.param_names
     _check_segments(chosen_policy, config.prefill_chunk_size, config.context_window_size)
+    weights = None if weights is None else local_model(weights)
+    num_tokens = active_vocab_size(Path(weights or model).expanduser())
     facts = LibraryFacts(
         config.model_type,
         quantization,
@@ -82,10 +85,10 @@ def compile_model(
         config.prefill_chunk_size,
         config.max_batch_size,
         chosen_policy,
+        num_tokens and min(num_tokens, config.vocab_size),
     )
     metadata = library_metadata(mod, names, facts, packing, tvm_target)
     if weights is not None:
-        weights = local_model(weights)
         check_weights(open_weight_source(weights), metadata["params"], config)
 
     library = library_file(output, source.name, quantization, DEVICE if kind == "llvm" else kind)

@@ -29,6 +29,7 @@ class LibraryFacts:
     prefill_chunk_size: int
     max_batch_size: int
     policy: Policy
+    active_vocab_size: int | None = None  # tokens that the tokenizer has; None if it is not known
 
 
 def library_metadata(
@@ -60,7 +61,7 @@ def library_metadata(
         "pipeline_parallel_stages": 1,
         "disaggregation": False,
         "kv_state_kind": "kv_cache",
-        "active_vocab_size": None,
+        "active_vocab_size": facts.active_vocab_size,
         "model_task": "chat",
         "kv_cache": {
             "num_hidden_layers": spec.num_hidden_layers,

@@ -46,9 +46,9 @@ def library_pipeline(
     ----------
     target : where the library runs; its features choose the kernels.
     weight_format : how matrices are stored.
-    metadata : of the library (``library_metadata``); its policy chooses the attention, and its prefill_chunk_size,
-        max_batch_size and vocab_size bound the temporary memory. Completed in place with memory figures and attached
-        as ``_metadata``.
+    metadata : of the library (``library_metadata``); its policy chooses the attention, its prefill_chunk_size,
+        max_batch_size and vocab_size bound the temporary memory, and tokens from its active_vocab_size on are never
+        drawn. Completed in place with memory figures and attached as ``_metadata``.
     debug_dump : folder for the module after each phase, or None.
     """
     if target.kind.name == "llvm":
@@ -71,7 +71,7 @@ def library_pipeline(
             [
                 # Phase 0. The functions of the MLC ABI that a model does not define
                 DebugDump("phase0-model.py", debug_dump),
-                AttachSoftmaxWithTemperature(kernels),
+                AttachSoftmaxWithTemperature(kernels, metadata["active_vocab_size"]),
                 AttachLogitProcessing(kernels),
                 AttachEmbeddingAllocator(metadata["prefill_chunk_size"]),
                 AttachVariableBounds(bounds, verify_bounds),

@@ -21,7 +21,7 @@ _SPACE = "\u2581"
 class TokenizerFacts:
     """What the chat configuration needs to know of a tokenizer.
 
-    info : MLC's "tokenizer_info"; vocab_size : tokens, without the padding of the embedding table; special_tokens :
+    info : MLC's "tokenizer_info"; vocab_size : ids, without the padding of the embedding table; special_tokens :
     "bos_token", "eos_token", ... -> text; special_ids : text of every added token -> id; add_bos_token : whether a text
     is encoded with the BOS token before it; chat_template : Jinja source or None.
     """
@@ -80,12 +80,31 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
     bos = special_ids.get(special_tokens.get("bos_token", ""))
     return TokenizerFacts(
         info=_mlc_info(description),
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=_num_ids(tokenizer),
         special_tokens=special_tokens,
         special_ids=special_ids,
         add_bos_token=bos is not None and tokenizer.encode("a").ids[:1] == [bos],
         chat_template=_default_template(config.get("chat_template")),
     )
+
+
+def active_vocab_size(source: Path) -> int | None:
+    """How many ids the tokenizer of a GGUF file or a model folder has; None if it has none that can be read."""
+    try:
+        if source.is_file():
+            return _num_ids(gguf_tokenizer(GGUFFile(source)).tokenizer)
+        if (source / FILES[0]).is_file():
+            return tokenizer_facts(source).vocab_size
+        if (source / "tokenizer.model").is_file():
+            return _num_ids(_sentencepiece_tokenizer(source).tokenizer)
+    except UserError:  # told where the tokenizer is needed, with the weights
+        pass
+    return None
+
+
+def _num_ids(tokenizer: Tokenizer) -> int:
+    """Up to the largest id: an unused one in between is no reason to leave out the last."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _write(model: ModelTokenizer, folder: Path) -> None:

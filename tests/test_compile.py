@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tvm_ffi
 
 import compile as compile_command
 from runtime.engine import Engine
@@ -20,7 +21,7 @@ from reference import hf_model, tiny
 from toy_library import VOCAB
 from toy_tokenizer import write_tokenizer
 
-CONFIG = tiny("qwen2", vocab_size=VOCAB, tie_word_embeddings=True)
+CONFIG = tiny("qwen2", vocab_size=VOCAB + 32, tie_word_embeddings=True)  # more than the tokenizer has
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,14 @@ def test_an_artifact_answers_like_the_model(hf_folder, tmp_path, monkeypatch, ca
     with torch.no_grad():
         expected = list(ids)
         for _ in answer:
-            expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+            expected.append(int(model(torch.tensor([expected])).logits[0, -1, :VOCAB].argmax()))
     assert answer == expected[30:]
+
+    logits = np.random.default_rng(1).normal(size=(1, 1, VOCAB + 32)).astype(np.float32)
+    actual = np.from_dlpack(engine._library.softmax(tvm_ffi.from_dlpack(logits), 0.5)).reshape(-1)
+    powers = np.exp(2 * logits[0, 0, :VOCAB].astype(np.float64))
+    np.testing.assert_allclose(actual[:VOCAB], powers / powers.sum(), rtol=1e-5)
+    assert np.all(actual[VOCAB:] == 0)
 
 
 def policy_in(folder: Path) -> Policy:
@@ -70,16 +77,20 @@ def policy_in(folder: Path) -> Policy:
 
 
 def test_a_policy_by_name_also_in_the_folder_that_was_there(hf_folder, tmp_path, monkeypatch, capsys):
-    built = []
+    built, active = [], []
 
     def build_library(_mod, metadata, *_):
         metadata["temporary_bytes"] = 0
+        active.append(metadata["active_vocab_size"])
         built.append(Policy.from_dict(metadata["policy"]))
 
     monkeypatch.setattr("passes.build_library.build_library", build_library)
     arguments = ("--model", hf_folder, "-o", tmp_path)
     run(monkeypatch, *arguments, "--weights", hf_folder, "--prefill", "dense", "--decode", "full")
     run(monkeypatch, *arguments, "--prefill", "critiprefill", "--decode", "snapkv", "--policy", "capacity=2048")
+    run(monkeypatch, "--model", "smollm2-135m", "-o", tmp_path)
+    assert active == [VOCAB, VOCAB, None]  # a preset has no tokenizer
+    built.pop()
     policy = make_policy("critiprefill", "snapkv", "capacity=2048")
     assert built == [make_policy("dense", "full"), policy]
     assert policy_in(tmp_path / "Tiny-Qwen-q4bf16_1-MLC") == policy

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from relax_models.gguf_file import GGUFFile
-from relax_models.tokenizer_files import tokenizer_facts, write_tokenizer
+from relax_models.tokenizer_files import active_vocab_size, tokenizer_facts, write_tokenizer
 from runtime.errors import UserError
 
 TEMPLATE = "{{ messages[0].content }}"
@@ -150,6 +150,19 @@ def test_sentencepiece_folder(sentencepiece_folder, out):
     config = json.loads((out / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "auto_map" not in config
     assert AutoTokenizer.from_pretrained(out)("the[unused9]the").input_ids == ids
+
+
+def test_ids_of_a_tokenizer(smollm2_gguf, hf_folder, sentencepiece_folder, tmp_path):
+    assert active_vocab_size(smollm2_gguf) == active_vocab_size(hf_folder) == 49152
+    assert active_vocab_size(sentencepiece_folder) == len(PIECES)
+    path = hf_folder / "tokenizer.json"
+    description = json.loads(path.read_text())
+    del description["model"]["vocab"]["\u0120the"]  # an id in the middle that no token has
+    description["model"]["merges"] = []
+    path.write_text(json.dumps(description))
+    assert active_vocab_size(hf_folder) == 49152
+    path.write_text("{}")
+    assert active_vocab_size(hf_folder) is active_vocab_size(tmp_path) is active_vocab_size(tmp_path / "qwen") is None
 
 
 def test_sentencepiece_files_that_contradict_each_other(sentencepiece_folder, out):
