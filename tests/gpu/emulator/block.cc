@@ -230,6 +230,9 @@ void copy_later(void* to, const void* from, size_t num_bytes, size_t num_zeros) 
   if (reinterpret_cast<size_t>(from) % size || reinterpret_cast<size_t>(to) % size) {
     fail("cp.async needs addresses that are multiples of its size");
   }
+  // From now on it may land at any time: who still reads there races, and who reads there before its wait finds nothing.
+  check_access(to, size, true);
+  memset(to, 0xFF, size);
   self().copies.back().push_back({to, from, num_bytes, num_zeros});
 }
 

@@ -45,8 +45,9 @@ def weights(rng, n: int, k: int, format_name: str, dtype: str) -> tuple[list[np.
         (96, 64, "q4", "float16", (1, 2, 5, 11)),
         (131, 32, "q4", "bfloat16", (3, 9)),
         (64, 40, "plain", "float32", (2, 70)),
-        (140, 96, "q4", "float16", (130,)),
-        (64, 64, "plain", "bfloat16", (20,)),
+        (140, 224, "q4", "float16", (130,)),  # more steps than stages
+        (64, 160, "plain", "bfloat16", (20,)),
+        (24, 64, "plain", "float16", (9,)),
         (30, 40, "plain", "float16", (9,)),  # too few input features for tensor cores
     ],
 )

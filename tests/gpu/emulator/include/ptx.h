@@ -105,7 +105,7 @@ LDMATRIX(_shared_b16, false)
 LDMATRIX(_trans_shared_b16, true)
 #undef LDMATRIX
 
-// cp.async reads and writes no earlier than when its group is waited for.
+// cp.async reads and writes no earlier than when its group is waited for, and spoils where it will write at once.
 inline void cp_async_cg_shared_global(unsigned to, const void* from, int num_bytes) { copy_later(shared(to), from, num_bytes, 0); }
 inline void cp_async_ca_shared_global(unsigned to, const void* from, int num_bytes) { copy_later(shared(to), from, num_bytes, 0); }
 inline void cp_async_cg_shared_global(unsigned to, const void* from, int num_bytes, int from_bytes) {
