@@ -1,7 +1,6 @@
 """A GGUF file as a Hugging Face folder in bfloat16, for the engines that read nothing else."""
 
 import json
-import os
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +10,7 @@ from relax_models.config_gguf import config_from_gguf
 from relax_models.tokenizer_files import write_tokenizer
 from relax_models.weight_source import GGUFSource
 from runtime.errors import UserError
+from runtime.whole_file import replace_file
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _CONFIG = (
@@ -38,7 +38,5 @@ def dequantized(source: Path, folder: Path) -> Path:
     write_tokenizer(weights.file, destination)
     values = {name: getattr(config, name) for name in _CONFIG}
     values |= {"architectures": [_ARCHITECTURES[config.model_type]], "dtype": "bfloat16", "hidden_act": "silu"}
-    unfinished = config_path.with_suffix(".part")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(unfinished, config_path)
+    replace_file(config_path, lambda part: part.write_text(json.dumps(values, indent=1) + "\n"))
     return destination

@@ -26,7 +26,7 @@ def resource_table(kernels: list[KernelResources]) -> str:
             field: max(getattr(kernel, field) for kernel in by_arch.values())
             for field in ("threads", "shared_memory", "stack", "tensor_products", "async_copies")
         }
-        cells = [f"{kernel.registers} ({kernel.occupancy:.0%})" for kernel in map(by_arch.get, archs) if kernel]
+        cells = [f"{k.registers} ({k.occupancy:.0%})" if k else "" for k in map(by_arch.get, archs)]
         rows.append([name.removesuffix("_kernel"), *map(str, most.values()), *cells])
     return markdown(rows)
 

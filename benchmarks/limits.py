@@ -38,12 +38,14 @@ def decode_bytes(config: ModelConfig, context: int, quantization: str) -> tuple[
 def limits_table(speed: Speed) -> str:
     """Markdown, a row a length: the counted work of dense attention, and our rows as a share of the speed at which the
     machine would do it: by the peak measured at the start of the run, and for decoding from a whole cache by the read
-    bandwidth beside the generation. Empty without rows of ours, or on a GPU."""
+    bandwidth beside the generation. Empty without rows of ours, on a GPU, or with weights of 32 bits."""
     config = ModelConfig(**speed.config)
     ours = [label for label in variants(speed) if label.startswith("ours")]
     if not ours or not any(run.peak for run in speed.runs):
         return ""
     quantization = ours[0].rsplit(" ", 1)[-1]
+    if quantization not in _WEIGHT_BYTES:
+        return ""
     ours = [label for label in ours if label.endswith(quantization)]
     dense = [label for label in ours if label.startswith("ours-dense")]
 

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import shutil
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,7 @@ def long_prompt(
                 console.print(
                     f"stopped behind {record.position} of {tokens} tokens; the same command goes on from there"
                 )
-                raise typer.Exit(128 + (stop.signal or 2)) from None
+                raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
     console.print(long_prompt_section(record, None))
     console.print(f"written to {path}; the cache of the prompt is in {cache}")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.hidden_numbers import random_numbers
+from benchmarks.source_text import CHARACTERS_PER_TOKEN
 from runtime.errors import UserError
 from runtime.tokenizer import Tokenizer
 
@@ -30,8 +31,6 @@ _THINGS = (
 )
 _INTRODUCTION = "Facts are hidden within the following text. Memorize them. I will ask about them afterwards."
 _LINE_SEARCH = 128  # tokens in which the end of a line is looked for
-# A token of any text has fewer characters on average; only as much as is needed is encoded.
-_CHARACTERS_PER_TOKEN = 8
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -91,7 +90,7 @@ class LongText:
 
     def _text_ids(self, text: str, count: int) -> tuple[list[int], float]:
         """The first ``count`` ids of the text, again from its beginning where it ends, and how many copies that is."""
-        ids = self._encode(text[: count * _CHARACTERS_PER_TOKEN])
+        ids = self._encode(text[: count * CHARACTERS_PER_TOKEN])
         if not ids:
             raise UserError("the text is empty: give another one with --text")
         return (ids * -(-count // len(ids)))[:count], count / len(ids)

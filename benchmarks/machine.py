@@ -10,8 +10,6 @@ from pathlib import Path
 from runtime.errors import UserError
 
 _AUTOGROUP = Path("/proc/self/autogroup")
-
-
 # Fields of nvidia-smi, and how we call them. Clocks are the highest: those of a moment say nothing of a run.
 _GPU_FIELDS = {
     "name": "GPU",

@@ -79,9 +79,13 @@ class Measuring:
         for tokens in sorted(set(self._plan.lengths)):
             for variant in variants:
                 if variant.engine == "ours" and self._speed.of(variant.label, tokens):
-                    with self._start(variant, tokens) as worker:
-                        seconds = worker.request("operators", 2 * self._plan.max_seconds, tokens=tokens)
-                    self._add_operators(Operators(variant=variant.label, tokens=tokens, seconds=seconds))
+                    try:
+                        with self._start(variant, tokens) as worker:
+                            seconds = worker.request("operators", 2 * self._plan.max_seconds, tokens=tokens)
+                    except WorkerFailure as failure:
+                        self._say(f"{tokens:7d} {variant.label:24s} no times of operators: {failure}")
+                    else:
+                        self._add_operators(Operators(variant=variant.label, tokens=tokens, seconds=seconds))
 
     def _add_operators(self, operators: Operators) -> None:
         cell = (operators.variant, operators.tokens)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from runtime.errors import UserError
 
+# A token of any text has fewer characters on average: who needs n tokens encodes no more than n times as many.
+CHARACTERS_PER_TOKEN = 8
+
 
 def read_text(path: Path | None) -> str:
     """The text of a file (UTF-8, perhaps .gz), or by default of Python's own standard library."""

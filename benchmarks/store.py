@@ -1,6 +1,5 @@
 """What a run writes to benchmarks/results/*.json: the source of every figure in docs/."""
 
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.peak import Peak
 from benchmarks.timing import Sample
 from runtime.errors import UserError
+from runtime.whole_file import replace_file
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -187,7 +187,5 @@ def read_speed(path: Path, model: str, text: str, config: dict[str, Any], device
 
 def write(result: BaseModel, path: Path) -> None:
     """Replaces the file in one step, so that an interrupted run leaves a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(result.model_dump_json(indent=1) + "\n")
-    os.replace(unfinished, path)
+    text = result.model_dump_json(indent=1) + "\n"
+    replace_file(path, lambda part: part.write_text(text))

@@ -1,7 +1,7 @@
 """``python -m benchmarks.worker ENGINE SETTINGS``: one engine in one process, which answers requests of JSON lines.
 
 A process of its own keeps the libraries and thread pools of the engines apart and makes peak memory that of one engine.
-This file imports nothing but the engine, so that it runs under an interpreter that has nothing else.
+This file imports the engine and the standard library, so that it runs under an interpreter that has nothing else.
 """
 
 import importlib

@@ -18,17 +18,6 @@ class Interval:
     pairs: int
 
 
-def paired_interval(
-    values: Sequence[float], baseline: Sequence[float], *, level: float = 0.95, resamples: int = 4000, seed: int = 0
-) -> Interval:
-    """Interval of mean(values - baseline), both ``[n]`` of the same rows in the same order.
-
-    Percentile bootstrap over rows (Efron 1979): rows are drawn with replacement, so that what makes a row hard for
-    both variants cancels.
-    """
-    return grouped_interval([(values, baseline)], level=level, resamples=resamples, seed=seed)
-
-
 def grouped_interval(
     groups: Sequence[tuple[Sequence[float], Sequence[float]]],
     *,
@@ -36,7 +25,12 @@ def grouped_interval(
     resamples: int = 4000,
     seed: int = 0,
 ) -> Interval:
-    """The same for the mean of several groups' means, each group (values, baseline): rows are drawn within groups."""
+    """Interval of the mean over groups of mean(values - baseline), each group (values, baseline): both ``[n]`` of the
+    same rows in the same order.
+
+    Percentile bootstrap over rows (Efron 1979): rows are drawn with replacement within their group, so that what makes
+    a row hard for both variants cancels.
+    """
     rng = np.random.default_rng(seed)
     differences = [np.asarray(values, np.float64) - np.asarray(baseline, np.float64) for values, baseline in groups]
     means = np.mean([d[rng.integers(0, len(d), (resamples, len(d)))].mean(axis=1) for d in differences], axis=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluation.summary import Summary
 from evaluation.table import Line
+from runtime.whole_file import replace_file
 
 _Cell = Callable[[Line, str, str], str]  # line, policy, baseline
 
@@ -44,27 +45,16 @@ def markdown(summary: Summary) -> str:
 
 def write_report(summary: Summary, run: dict[str, Any], json_path: Path) -> list[Path]:
     """Write ``json_path`` and, beside it, .md and .png; the files written (no plot without matplotlib)."""
-    json_path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"run": run, "summary": summary.model_dump(mode="json")}, indent=1) + "\n"
-    _replace(json_path, lambda path: path.write_text(text))
+    replace_file(json_path, lambda path: path.write_text(text))
     table, plot = json_path.with_suffix(".md"), json_path.with_suffix(".png")
-    _replace(table, lambda path: path.write_text(markdown(summary)))
+    replace_file(table, lambda path: path.write_text(markdown(summary)))
     try:
         from evaluation.plot import write_plot
     except ModuleNotFoundError:
         return [json_path, table]
-    _replace(plot, lambda path: write_plot(summary, path))
+    replace_file(plot, lambda path: write_plot(summary, path))
     return [json_path, table, plot]
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file that then takes the place of ``path``: nobody sees half of it."""
-    part = path.with_stem(f"{path.stem}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _heading(summary: Summary) -> str:

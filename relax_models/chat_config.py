@@ -1,7 +1,6 @@
 """mlc-chat-config.json: what MLC's engine and this project's runtime read beside the weights."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from relax_models.tokenizer_files import FILES, TokenizerFacts
 from runtime.artifact import CHAT_CONFIG_FILE, read_json
 from runtime.errors import UserError
 from runtime.policy import Policy
+from runtime.whole_file import replace_file
 
 # MLC_CHAT_CONFIG_VERSION and MLC_CHAT_SYSTEM_DEFAULT of mlc_llm/protocol/mlc_chat_config.py.
 _VERSION = "0.1.0"
@@ -108,9 +108,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 def write_chat_config(folder: Path, content: dict[str, Any]) -> None:
     """Writes mlc-chat-config.json into `folder`, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    unfinished = folder / f".{CHAT_CONFIG_FILE}"
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / CHAT_CONFIG_FILE)
+    replace_file(folder / CHAT_CONFIG_FILE, lambda part: part.write_text(text + "\n", encoding="utf-8"))
 
 
 def update_policy(folder: Path, policy: Policy) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from runtime.errors import UserError
 from runtime.inspection import inspect_prompt
 from runtime.inspection_plot import plot_inspection
 from runtime.prompt_source import prompt_text
+from runtime.whole_file import replace_file
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,20 +45,10 @@ def main(
         prompt = [{"role": "user", "content": text}] if engine.tokenizer.has_chat_template else text
         with PrefillProgress() as progress:
             inspection = inspect_prompt(engine, prompt, max_tokens, on_prefill=progress)
-        _write(output.with_suffix(".json"), lambda path: path.write_text(json.dumps(inspection.to_json()) + "\n"))
-        _write(output, lambda path: plot_inspection(inspection, path))
+        replace_file(output.with_suffix(".json"), lambda path: path.write_text(json.dumps(inspection.to_json()) + "\n"))
+        replace_file(output, lambda path: plot_inspection(inspection, path))
     share = inspection.attended.mean()
     print(f"{inspection.prompt_tokens} tokens; {share:.1%} of the keys of a dense prefill attended to; {output}")
-
-
-def _write(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ def prefill_steps(start: int, count: int, chunk_size: int, policy: Policy | None
     """Lengths of the steps that append ``count`` tokens after the first ``start`` of a sequence.
 
     The cache observes the segments that one step holds whole, and no others. Steps therefore end where segments do. The
-    last segment of a prompt stays dense (algorithm.md 1.7); if it is whole and would be gated, it is cut in two. So
-    what is observed does not depend on ``chunk_size``, unless that is below a segment: then steps are plain chunks,
-    as they are without a policy or with dense prefill.
+    last segment of a prompt stays dense; if it is whole and would be gated, it is cut in two. So what is observed
+    does not depend on ``chunk_size``, unless that is below a segment: then steps are plain chunks, as they are without
+    a policy or with dense prefill.
 
     Parameters
     ----------

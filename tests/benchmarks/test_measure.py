@@ -53,6 +53,12 @@ class FakeWorker:
     def close(self) -> None:
         pass
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        pass
+
 
 @pytest.fixture
 def measuring(monkeypatch):
@@ -101,6 +107,15 @@ def test_figures_of_a_changed_library_are_taken_again(measuring):
     assert log == [(FAST.label, 100)]
     assert [m.identity for m in stored.of(FAST.label, 100)] == ["library 2"]
     assert len(stored.of(FAST.label, 400)) == 2
+
+
+@pytest.mark.parametrize("failing", ["load", "operators"])
+def test_times_of_operators_that_cannot_be_taken_are_told(measuring, monkeypatch, failing):
+    stored, said = speed(), []
+    measuring(stored, [FAST], lengths=(100,))
+    monkeypatch.setattr(module, "start_worker", lambda plan, row, context: FakeWorker(row.label, [], {failing}))
+    Measuring(plan(), stored, lambda: None, said.append).operators([FAST])
+    assert stored.operators == [] and len(said) == 1 and f"no times of operators: {failing} failed" in said[0]
 
 
 @pytest.mark.parametrize("failing", ["load", "warm_up", "generate"])

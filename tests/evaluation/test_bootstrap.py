@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from evaluation.bootstrap import grouped_interval, paired_interval
+from evaluation.bootstrap import grouped_interval
 
 
 def test_against_a_bootstrap_written_out() -> None:
     rng = np.random.default_rng(5)
     values, baseline = rng.normal(0.3, 1.0, 40), rng.normal(0.0, 1.0, 40)
-    interval = paired_interval(values, baseline, resamples=3000)
+    interval = grouped_interval([(values, baseline)], resamples=3000)
     draw = np.random.default_rng(99)
     means = sorted(np.mean((values - baseline)[draw.choice(40, 40)]) for _ in range(3000))
     assert interval.mean == pytest.approx(np.mean(values) - np.mean(baseline))
@@ -19,15 +19,15 @@ def test_against_a_bootstrap_written_out() -> None:
 
 def test_what_rows_have_in_common_cancels() -> None:
     hard_and_easy = np.linspace(-50, 50, 30)
-    interval = paired_interval(hard_and_easy + 0.1, hard_and_easy)
+    interval = grouped_interval([(hard_and_easy + 0.1, hard_and_easy)])
     assert (interval.low, interval.mean, interval.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_level_and_one_row() -> None:
     values = np.random.default_rng(0).normal(size=50)
-    narrow, wide = (paired_interval(values, values * 0, level=level) for level in (0.5, 0.99))
+    narrow, wide = (grouped_interval([(values, values * 0)], level=level) for level in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
-    assert paired_interval([2.0], [1.5]).low == pytest.approx(0.5)
+    assert grouped_interval([([2.0], [1.5])]).low == pytest.approx(0.5)
 
 
 def test_groups_count_alike_and_are_drawn_by_themselves() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from runtime.errors import UserError
 from runtime.policy import DECODE_POLICIES, PREFILL_POLICIES, RUNTIME_FIELDS, Policy, make_policy
 
-# The released configuration of the paper (algorithm.md, end of section 1, and section 2).
+# The released configuration of the paper.
 DEFAULTS = {
     "segment_size": 512,
     "block_size": 8,
