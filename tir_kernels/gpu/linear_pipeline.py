@@ -12,6 +12,7 @@ from tvm.script import tirx as T
 
 from tir_kernels.mlc_weights import CODES_PER_WORD
 
+from .half_codes import unpack_half_codes
 from .linear_tile import DEPTH, LinearTile
 from .register import register
 
@@ -98,17 +99,27 @@ class LinearPipeline:
         if self.tile.is_plain:
             return
         words = T.alloc_buffer((_CODE_WORDS,), "uint32", scope="local")
-        weights = T.alloc_buffer((VECTOR,), self.tile.dtype, scope="local")
         codes = self.codes[T.ramp(self._code_place(self._stage(1)), 1, _CODE_WORDS)]
         T.buffer_store(words, codes, [T.ramp(0, 1, _CODE_WORDS)])
-        scale = register(T.cast(self.scale[0], "float32"), "float32")
         for i in range(_CODE_WORDS):
-            for j, weight in enumerate(self.tile.unpacked(words[i], scale)):
-                T.buffer_store(weights, weight, [j])
-            place = T.bitwise_xor(self.unpack_at[0], i * VECTOR)
-            T.buffer_store(self.w_stage, weights[T.ramp(0, 1, VECTOR)], [T.ramp(place, 1, VECTOR)])
+            self._unpack(words[i], T.bitwise_xor(self.unpack_at[0], i * VECTOR))
         self._move(self.unpack_at, self.w_stages)
         self._load_scale(step + 1)
+
+    def _unpack(self, word, place) -> None:
+        vector = [T.ramp(place, 1, VECTOR)]
+        if self.tile.dtype == "float16":
+            pairs = T.alloc_buffer((VECTOR // 2,), "uint32", scope="local")
+            scale = T.cast(T.reinterpret("uint16", self.scale[0]), "uint32")
+            unpack_half_codes(word, register(scale * T.uint32(0x10001), "uint32"), pairs)
+            weights = T.reinterpret(f"float16x{VECTOR}", pairs[T.ramp(0, 1, VECTOR // 2)])
+            T.buffer_store(self.w_stage, weights, vector)
+            return
+        weights = T.alloc_buffer((VECTOR,), self.tile.dtype, scope="local")
+        scale = register(T.cast(self.scale[0], "float32"), "float32")
+        for j, weight in enumerate(self.tile.unpacked(word, scale)):
+            T.buffer_store(weights, weight, [j])
+        T.buffer_store(self.w_stage, weights[T.ramp(0, 1, VECTOR)], vector)
 
     def _stage(self, ahead: int):
         """The stage of the step ``ahead`` steps after that which arrived."""

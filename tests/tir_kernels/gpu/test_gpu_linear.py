@@ -72,6 +72,19 @@ def test_linear(n, k, format_name, dtype, rows, extra):
         assert np.all(np.abs(out.astype(np.float64) - expected) <= bound)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_unpacked_weights_are_rounded_once(dtype):
+    rng = np.random.default_rng(2)
+    words = rng.integers(0, 1 << 32, (24, 8), np.uint32)  # all codes
+    scales = random(rng, 24, 2, dtype=dtype)
+    scales[0] = np.array(6e-8, scales.dtype)  # subnormal in float16
+    kernel = emulated_cuda.compile(scheduled(linear(24, 64, "q4", dtype, GPU, out_dtype="float32")))
+    out = np.full((64, 24), np.nan, np.float32)
+    kernel(np.eye(64).astype(scales.dtype), words, scales, out)
+    weight = dequantized(words, scales, 64)
+    np.testing.assert_array_equal(out.T, weight.astype(scales.dtype).astype(np.float32))
+
+
 @pytest.mark.parametrize(("format_name", "dtype"), [("q4", "float16"), ("plain", "float32"), ("q4", "bfloat16")])
 def test_embedding(format_name, dtype):
     rng = np.random.default_rng(0)

@@ -138,6 +138,27 @@ inline void st_shared_v4_u32(unsigned to, unsigned x, unsigned y, unsigned z, un
   store_shared(to, words, 4);
 }
 
+// Four of the eight bytes of a and b, each as its digit of c says.
+UNCHECKED inline void prmt_b32(unsigned& d, unsigned a, unsigned b, unsigned c) {
+  unsigned long long bytes = static_cast<unsigned long long>(b) << 32 | a;
+  unsigned picked = 0;
+  for (int i = 0; i < 4; ++i) {
+    if (c >> 4 * i & 8) fail("prmt with copies of a sign is not emulated");
+    picked |= static_cast<unsigned>(bytes >> 8 * (c >> 4 * i & 7) & 0xFF) << 8 * i;
+  }
+  d = picked;
+}
+// Two float16 in a word. The sum is rounded to float32 first, which is exact where it matters here.
+UNCHECKED inline void fma_rn_f16x2(unsigned& d, unsigned a, unsigned b, unsigned c) {
+  unsigned word = 0;
+  for (int i = 0; i < 32; i += 16) {
+    auto half = [&](unsigned x) UNCHECKED { return Float16Bits::widen(static_cast<unsigned short>(x >> i)); };
+    word |= static_cast<unsigned>(Float16Bits::narrow(std::fma(half(a), half(b), half(c)))) << i;
+  }
+  d = word;
+}
+UNCHECKED inline void mul_rn_f16x2(unsigned& d, unsigned a, unsigned b) { fma_rn_f16x2(d, a, b, 0x80008000u); }
+
 UNCHECKED inline void ex2_approx_ftz_f32(float& y, float x) { y = std::exp2(x); }
 
 }  // namespace emulator::ptx
