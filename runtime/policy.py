@@ -1,7 +1,8 @@
 """What a library does to attention and to its KV cache: the policies, their hyper-parameters and their defaults.
 
 A policy is data: it is written into a library's metadata and into ``mlc-chat-config.json``, the compiler reads it there
-to choose kernels, and the KV cache object gets it as text. This is the only place with default values.
+to choose kernels, and the KV cache object gets it as text. A model's default values are here and nowhere else; those in
+native/policy.h are of a text that leaves something out.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class CompressionSchedule {
     MakeRoom(policy, All(sequences), missing);
   }
 
-  // After a step: compresses until no pages are `missing()`, so that an engine that asks for free pages first gets some.
+  // After a step: compresses until no pages are `missing()`; an engine that asks for free pages first gets some then.
   template <typename Missing>
   void AfterStep(const Policy& policy, SequenceTable* sequences, Missing missing) {
     if (policy.decode != "full") MakeRoom(policy, All(sequences), missing);
@@ -62,8 +62,8 @@ class CompressionSchedule {
     return all;
   }
 
-  // Compresses the largest of the candidates first, each only if that frees a page. Under "pressure" a sequence loses no
-  // more than is missing and `slack`, unless even all of them together have not enough to lose that way.
+  // Compresses the largest of the candidates first, each only if that frees a page. Under "pressure" a sequence loses
+  // no more than is missing and `slack`, unless even all of them together have not enough to lose that way.
   template <typename Missing>
   void MakeRoom(const Policy& policy, std::vector<Sequence*> candidates, Missing missing) {
     if (missing() <= 0) return;

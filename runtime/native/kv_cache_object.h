@@ -8,7 +8,7 @@
 
 namespace entropy_mlc {
 
-// Caches that this library made and that are alive. kv_cache_step and kv_cache_layer get any object of the type
+// Caches that this library made and that are alive. The kv_cache_* functions get any object of the type
 // relax.vm.AttentionKVCache, which may be TVM's own cache or another library's.
 class LiveCaches {
  public:

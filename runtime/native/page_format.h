@@ -12,16 +12,17 @@ namespace entropy_mlc {
 // A page holds `page` entries. With P elements in a 32-bit word, bfloat16, float16 and float32 as in the model:
 //   k_pages [num_head_pages, head_dim / P, page, P]   element (entry t, dim c) at [hp, c / P, t, c % P]
 //   v_pages [num_head_pages, page / P, head_dim, P]   element (entry t, dim c) at [hp, t / P, c, t % P]
-// 8-bit entries (P = 4) have a float32 scale each, in the words of more rows: of key t in word t of row head_dim / 4, of
-// value t in word t from row page / 4 on. k_pages are uint8, 128 + q, of a key that a Hadamard matrix has rotated.
+// 8-bit entries (P = 4) have a float32 scale each, in the words of more rows: of key t in word t of row head_dim / 4,
+// of value t in word t from row page / 4 on. k_pages are uint8, 128 + q, of a key that a Hadamard matrix has rotated, and
+// from which rope_append may have taken the same vector as from every key of its head: it is read back without that.
 class PageFormat {
  public:
   PageFormat(const CacheConfig& config, const Policy& policy)
       : dtype_(config.dtype), d_(config.head_dim), page_(config.page), is_int8_(policy.kv_dtype == "int8") {
     P_ = is_int8_ ? 4 : config.pair();
     if (d_ % P_ || page_ % P_) {
-      TVM_FFI_THROW(ValueError) << "Unsupported KV cache: " << P_ << " entries or dimensions share a word, and head_dim "
-                                << d_ << " or page " << page_ << " is no multiple of that.";
+      TVM_FFI_THROW(ValueError) << "Unsupported KV cache: " << P_ << " entries or dimensions share a word, and "
+                                << "head_dim " << d_ << " or page " << page_ << " is no multiple of that.";
     }
     if (is_int8_ && dtype_.code == kDLFloat && dtype_.bits == 16) {
       TVM_FFI_THROW(ValueError) << "The KV cache of a float16 model has no 8-bit entries; compile it without "

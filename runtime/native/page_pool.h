@@ -1,5 +1,6 @@
 // Which pages are in use, and by how many sequences.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "ffi.h"

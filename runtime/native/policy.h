@@ -15,31 +15,31 @@ namespace entropy_mlc {
 
 struct Policy {
   // Fixed when the library is compiled: kernels and pools depend on them.
-  std::string prefill = "dense";  // dense, entropy, critiprefill
-  int64_t segment_size = 512;     // tokens, a multiple of 64
-  int64_t block_size = 8;         // entries, divides 64
-  int64_t layer_skip = 1;         // first layers that stay dense
-  int64_t window = 32;            // newest queries that are kept to score entries
+  std::string prefill = "dense";   // dense, entropy, critiprefill
+  int64_t segment_size = 512;      // tokens, a multiple of 64
+  int64_t block_size = 8;          // entries, divides 64
+  int64_t layer_skip = 1;          // first layers that stay dense
+  int64_t window = 32;             // newest queries that are kept to score entries
   std::string kv_dtype = "model";  // model, int8
 
   // May change at run time.
-  int64_t threshold_len = 4096;  // segments that start below this position stay dense
-  int64_t base_budget = 2048;    // tokens that a gated segment reads at least, beside itself
+  int64_t threshold_len = 4096;     // segments that start below this position stay dense
+  int64_t base_budget = 2048;       // tokens that a gated segment reads at least, beside itself
   std::string layer_budgets = "1";  // factors of base_budget, stretched over the layers
   double entropy_threshold = 1e-5;
   double delta_t = 0.4;
   double alpha = 0.5;
-  double max_budget_factor = 3.0;  // times base_budget
-  int64_t keep_first = 0;          // tokens that are always chosen
-  int64_t keep_recent = 0;         // tokens before the segment that are always chosen
-  std::string decode = "full";     // full, latent, snapkv, adakv, streaming
-  int64_t capacity = 1024;         // entries of a KV head after compression
-  int64_t decode_gap = 16;         // generated tokens before the first compression; -1: at the end of the prompt
+  double max_budget_factor = 3.0;   // times base_budget
+  int64_t keep_first = 0;           // tokens that are always chosen
+  int64_t keep_recent = 0;          // tokens before the segment that are always chosen
+  std::string decode = "full";      // full, latent, snapkv, adakv, streaming
+  int64_t capacity = 1024;          // entries of a KV head after compression
+  int64_t decode_gap = 16;          // generated tokens before the first compression; -1: at the end of the prompt
   std::string pooling = "average";  // average, max
   int64_t pooling_kernel = 5;
   double adaptive_alpha = 0.2;
   int64_t sinks = 4;
-  int64_t slack = 256;                    // entries above capacity before a sequence is compressed again
+  int64_t slack = 256;                   // entries above capacity before a sequence is compressed again
   std::string compress_when = "always";  // always, pressure
 
   // Whether the library was compiled with another decode than "full": only then are there kernels that compress.
@@ -85,9 +85,9 @@ struct Policy {
   bool AnyField(Visit visit) {
     return visit("prefill", prefill) || visit("segment_size", segment_size) || visit("block_size", block_size) ||
            visit("layer_skip", layer_skip) || visit("window", window) || visit("kv_dtype", kv_dtype) ||
-           visit("threshold_len", threshold_len) ||
-           visit("base_budget", base_budget) || visit("layer_budgets", layer_budgets) ||
-           visit("entropy_threshold", entropy_threshold) || visit("delta_t", delta_t) || visit("alpha", alpha) || visit("max_budget_factor", max_budget_factor) ||
+           visit("threshold_len", threshold_len) || visit("base_budget", base_budget) ||
+           visit("layer_budgets", layer_budgets) || visit("entropy_threshold", entropy_threshold) ||
+           visit("delta_t", delta_t) || visit("alpha", alpha) || visit("max_budget_factor", max_budget_factor) ||
            visit("keep_first", keep_first) || visit("keep_recent", keep_recent) || visit("decode", decode) ||
            visit("capacity", capacity) || visit("decode_gap", decode_gap) || visit("pooling", pooling) ||
            visit("pooling_kernel", pooling_kernel) || visit("adaptive_alpha", adaptive_alpha) ||

@@ -1,8 +1,8 @@
 // Takes a sequence out of a cache and into another one of the same layout, in another process perhaps: what is known of
 // it as one string of bytes, and the contents of its head pages in pieces, so that no second copy of them is needed.
 //
-// Not taken along are page ids, which the other cache chooses, and block representatives, which the next step that needs
-// them computes from the keys again. A sequence that goes on in the other cache gives the same bits.
+// Not taken along are page ids, which the other cache chooses, and block representatives, which the next step that
+// needs them computes from the keys again. A sequence that goes on in the other cache gives the same bits.
 #pragma once
 #include <algorithm>
 #include <memory>
@@ -60,6 +60,7 @@ class SequenceTransfer {
     Check(sequence);
     int64_t needed = layout_->PagesToHold(sequence);
     if (needed > pool_->num_free()) {
+      // runtime/saved_sequence.py knows this error by how it begins.
       TVM_FFI_THROW(RuntimeError) << "The KV cache is full: the saved sequence needs " << needed << " pages of "
                                   << config_.page << " entries and " << pool_->num_free() << " of "
                                   << pool_->num_pages() << " are free.";
