@@ -1,6 +1,9 @@
 """``python -m benchmarks COMMAND``: speed and memory beside the strongest peers, on the same weights and token ids."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -93,7 +96,7 @@ def _measuring_command(name: str, generated: int, summary: str) -> None:
             console.print(f"CPU priority: {priority}; measured {peak}" if peak else f"CPU priority: {priority}")
             read_gbps = ReadBandwidth(_this_cpu(), threads).gbps if device == "cpu" else None
             measuring = Measuring(plan, speed, lambda: write(speed, path), console.print, read_gbps)
-            with stop_requests(at_once=True):  # the workers are ended then
+            with _ended_by_signals():
                 measuring.run(rows)
                 if operators:
                     measuring.operators(rows)
@@ -131,7 +134,7 @@ def compile_times(
         use_threads(threads)
         run = this_run(threads, raise_priority(), measure_peak(_this_cpu(), threads))
         compiled = measure_compile(gguf, repeats, console.print)
-        with stop_requests(at_once=True):  # the workers are ended then
+        with _ended_by_signals():
             started = measure_start(plan, rows, console.print)
     result = Compile(run=run, model=gguf.stem, compile=compiled, start=started)
     path = output or RESULTS / f"compile_{gguf.stem}.json"
@@ -184,6 +187,16 @@ def gpu_resources(
 def report() -> None:
     """Write the generated sections and plots of docs/ anew from benchmarks/results."""
     write_docs()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the workers before this program."""
+    with stop_requests(at_once=True) as stop:
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
 
 
 def _rows(model_dirs: list[Path] | None, policies: list[str] | None, engines: str | None, device: str) -> list[Variant]:

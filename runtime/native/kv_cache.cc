@@ -5,8 +5,8 @@
 namespace entropy_mlc {
 namespace {
 
-// The cache is on the device of `place`, a tensor of any kind that the virtual machine has allocated: it knows its device
-// when the library is loaded, and the library does not.
+// The cache is on the device of `place`, a tensor of any kind that the virtual machine has allocated: it knows its
+// device when the library is loaded, and the library does not.
 ffi::ObjectRef Create(ffi::Shape engine, ffi::Shape model, ffi::String dtype, ffi::String policy_text, Tensor place) {
   static const KVAbi abi = ProbeKVAbi();
   CacheConfig config = CacheConfig::Parse(engine, model, dtype);

@@ -13,8 +13,8 @@ namespace entropy_mlc {
 //   k_pages [num_head_pages, head_dim / P, page, P]   element (entry t, dim c) at [hp, c / P, t, c % P]
 //   v_pages [num_head_pages, page / P, head_dim, P]   element (entry t, dim c) at [hp, t / P, c, t % P]
 // 8-bit entries (P = 4) have a float32 scale each, in the words of more rows: of key t in word t of row head_dim / 4,
-// of value t in word t from row page / 4 on. k_pages are uint8, 128 + q, of a key that a Hadamard matrix has rotated, and
-// from which rope_append may have taken the same vector as from every key of its head: it is read back without that.
+// of value t in word t from row page / 4 on. k_pages are uint8, 128 + q, of a key that a Hadamard matrix has rotated,
+// and from which rope_append may have taken the same vector as from every key of its head: it is read back without it.
 class PageFormat {
  public:
   PageFormat(const CacheConfig& config, const Policy& policy)

@@ -1,7 +1,9 @@
 import importlib.util
 import json
+import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,30 @@ def test_settings_travel_as_json():
     settings = EngineSettings("m", 2, 16, Yarn(4.0, 32768), {"kv": "bf16"})
     assert EngineSettings.from_dict(json.loads(json.dumps(asdict(settings)))) == settings
     assert EngineSettings.from_dict(json.loads(json.dumps(asdict(SETTINGS)))) == SETTINGS
+
+
+STOPPED = """
+import sys
+from benchmarks.__main__ import _ended_by_signals
+from benchmarks.engines.base import EngineSettings
+from benchmarks.worker_client import Worker, WorkerPool
+with _ended_by_signals(), WorkerPool() as pool:
+    worker = pool.get("a", lambda: Worker(sys.argv[1], "ours", EngineSettings("m", 1, 16)))
+    print(worker._process.pid, flush=True)
+    worker.request("load", 60, prompt=[])
+"""
+
+
+def test_a_worker_that_works_does_not_outlive_a_benchmark_that_is_stopped(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    command = [sys.executable, "-c", STOPPED, str(python)]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    worker = int(program.stdout.readline())
+    program.terminate()
+    program.wait(60)
+    assert not Path(f"/proc/{worker}").exists()
 
 
 class FakeWorker:
