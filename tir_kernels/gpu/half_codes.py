@@ -17,7 +17,7 @@ def _pair(low: float, high: float) -> int:
 
 
 def unpack_half_codes(word, scales, pairs: T.Buffer) -> None:
-    """Statements: pairs (local uint32 [4]) are the weights of ``word``, a uint32 of codes; ``scales``: a scale, twice."""
+    """Statements: pairs (local uint32 [4]) are the weights of a ``word`` of codes; ``scales``: the word's, twice."""
     prmt, fma, mul = (T.ptx[name] for name in ("prmt.b32", "fma.rn.f16x2", "mul.rn.f16x2"))
     factors, shifts = _pair(1, 1 / 16), _pair(-1024 - ZERO_CODE, -1024 / 16 - ZERO_CODE)
     for i in range(CODES_PER_WORD // 2):
