@@ -25,7 +25,8 @@ from runtime.stop_signals import StopRequest
 # While questions are asked nothing may be dropped: each takes back what the one before has appended.
 KEEP_EVERYTHING = "decode=full"
 _ANSWER_TOKENS = 32
-_DECODE_TOKENS = 64  # timed, from the whole cache and again behind its compression
+_DECODE_TOKENS = 64  # timed, from the whole cache, behind its compression and behind a short prompt
+_SHORT_PROMPT = 1024
 
 
 @dataclass
@@ -102,7 +103,7 @@ class LongPromptRun:
                 if done < total:  # the last step is that of the question
                     asked_at = time.perf_counter()
 
-            for output in self._answers(engine, question, _ANSWER_TOKENS, on_prefill=on_prefill):
+            for output in self._answer(engine, question, on_prefill):
                 answered_at = answered_at or time.perf_counter()
                 text += output.text
                 token_ids.append(output.token_id)
@@ -126,8 +127,8 @@ class LongPromptRun:
         if self.stop.wanted:
             raise KeyboardInterrupt
 
-    def _answers(self, engine: Engine, question: Sequence[int], count: int, bias: dict | None = None, on_prefill=None):
-        sampling = engine.default_sampling.changed(temperature=0, max_tokens=count, logit_bias=bias or {})
+    def _answer(self, engine: Engine, question: Sequence[int], on_prefill: Callable[[int, int], None] | None = None):
+        sampling = engine.default_sampling.changed(temperature=0, max_tokens=_ANSWER_TOKENS)
         return engine.generate([*self.prompt.ids, *question], sampling, on_prefill=on_prefill)
 
     def _note_attended(self, engine: Engine) -> None:
@@ -136,25 +137,35 @@ class LongPromptRun:
             stretch.attended = attended_share(budgets, engine.policy.segment_size, stretch.begin, stretch.end)
 
     def _time_decode(self, engine: Engine) -> None:
-        """Tokens behind the whole cache, then, if the library compresses, behind what it keeps."""
+        """Tokens behind the whole cache; if the library compresses, behind what it keeps and behind a short prompt."""
+        ids = [*self.prompt.ids, *self.prompt.question_ids(self.prompt.needles[0].key)]
         compressing = engine.metadata.policy.decode
-        if compressing != "full":
+        if compressing == "full":
+            decode = self._decode(engine, ids, (1,))
+        else:
             engine.set_policy(f"decode={compressing}")
+            settled = SETTLING_TOKENS + 1
+            decode = self._decode(engine, ids, (1, settled))
+            decode += self._decode(engine, ids[:_SHORT_PROMPT], (settled,))
+        self.record.decode = decode
+        write(self.record, self.path)
+
+    def _decode(self, engine: Engine, ids: Sequence[int], after: Sequence[int]) -> list[Decode]:
+        """_DECODE_TOKENS behind each of these counts of generated tokens."""
         never_end = dict.fromkeys(engine.stop_token_ids, -1000.0)
-        first = SETTLING_TOKENS + 1
-        count = first + _DECODE_TOKENS if compressing != "full" else 1 + _DECODE_TOKENS
-        question = self.prompt.question_ids(self.prompt.needles[0].key)
+        sampling = engine.default_sampling.changed(
+            temperature=0, max_tokens=after[-1] + _DECODE_TOKENS, logit_bias=never_end
+        )
         watch, decode = None, []
-        for number, _ in enumerate(self._answers(engine, question, count, never_end), start=1):
-            if number in (1, first):
+        for number, _ in enumerate(engine.generate(ids, sampling), start=1):
+            if number in after:
                 watch = Stopwatch(self.threads)
-            elif number in (1 + _DECODE_TOKENS, first + _DECODE_TOKENS):
+            elif number - _DECODE_TOKENS in after:
                 entries = engine.cache_lengths[1]
                 decode.append(Decode(entries=entries, tokens=_DECODE_TOKENS, sample=watch.stop()))
             if self.stop.wanted:
                 raise KeyboardInterrupt
-        self.record.decode = decode
-        write(self.record, self.path)
+        return decode
 
     def _reload(self) -> None:
         resident = _resident_bytes()
@@ -163,7 +174,7 @@ class LongPromptRun:
         engine.load_cache(self.cache)
         seconds = time.perf_counter() - started
         question = self.prompt.question_ids(self.prompt.needles[0].key)
-        token_ids = [output.token_id for output in self._answers(engine, question, _ANSWER_TOKENS)]
+        token_ids = [output.token_id for output in self._answer(engine, question)]
         self.record.reload = Reload(seconds=seconds, resident_before_bytes=resident, token_ids=token_ids)
         write(self.record, self.path)
         same = token_ids == self.record.answers[0].token_ids

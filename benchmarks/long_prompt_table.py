@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.long_prompt_store import LongPrompt, Stretch
+from benchmarks.long_prompt_store import Decode, LongPrompt, Stretch
 from benchmarks.markdown import circumstances, markdown
 
 _REFERENCE = 100_000  # the position that costs are compared with
@@ -104,9 +104,17 @@ def _needle_table(record: LongPrompt) -> str:
 def _after_the_prompt(record: LongPrompt) -> str:
     if len(record.decode) < 2:
         return ""
-    whole, kept = record.decode
-    times = (whole.sample.seconds / whole.tokens) / (kept.sample.seconds / kept.tokens)
-    return (
-        f"Decoding from the {kept.entries:,} entries a head keeps after a compression is {times:.1f} times as fast "
-        f"as from all {whole.entries:,}."
+    whole, kept, *short = record.decode
+    text = (
+        f"Decoding from the {kept.entries:,} entries a head keeps after a compression is "
+        f"{_times_as_fast(kept, whole):.1f} times as fast as from all {whole.entries:,}"
     )
+    for decode in short:
+        text += (
+            f", and {_times_as_fast(kept, decode):.2f} times as fast as from the {decode.entries:,} of a short prompt"
+        )
+    return f"{text}."
+
+
+def _times_as_fast(decode: Decode, other: Decode) -> float:
+    return (other.sample.seconds / other.tokens) / (decode.sample.seconds / decode.tokens)

@@ -44,6 +44,7 @@ def short_decode(monkeypatch):
     monkeypatch.setattr(long_prompt, "_ANSWER_TOKENS", 5)
     monkeypatch.setattr(long_prompt, "_DECODE_TOKENS", 4)
     monkeypatch.setattr(long_prompt, "SETTLING_TOKENS", 8)
+    monkeypatch.setattr(long_prompt, "_SHORT_PROMPT", 6)
 
 
 def record(**fields) -> LongPrompt:
@@ -112,7 +113,10 @@ def assert_whole(result):
         assert answer.first_token_seconds > 0
     assert result.reload.token_ids == result.answers[0].token_ids
     assert result.saves[-1].tokens == len(PROMPT)
-    assert [d.tokens for d in result.decode] == [4, 4]
+    assert [d.tokens for d in result.decode] == [4, 4, 4]
+    # The last generated token is not in the cache.
+    whole, _, short = (d.entries for d in result.decode)
+    assert whole == len(PROMPT) + len(QUESTIONS[NEEDLES[0].key]) + 1 + 4 - 1 and short == 6 + 8 + 1 + 4 - 1
     assert all(s.attended == 1 for s in result.stretches)
 
 

@@ -42,6 +42,7 @@ def long_prompt(**fields) -> LongPrompt:
         "decode": [
             Decode(entries=TOKENS, tokens=10, sample=sample(5.0, memory=9 * 10**9)),
             Decode(entries=2048, tokens=20, sample=sample(1.0)),
+            Decode(entries=1100, tokens=20, sample=sample(0.9)),
         ],
         "reload": Reload(seconds=4.0, resident_before_bytes=1, token_ids=[5, 6]),
     }
@@ -67,7 +68,7 @@ def test_memory_needles_and_the_saved_cache():
         "Peak memory of the process 9.00 GB; KV cache with block representatives 1.05 GB",
         "2.00 GB in a file",
         "the same, token for token",
-        "10.0 times as fast as from all 1,048,576",
+        "10.0 times as fast as from all 1,048,576, and 0.90 times as fast as from the 1,100 of a short prompt.",
         "| 1,000 | within | yes | `it is 8` |\n| 900,000 | beyond | no | `no \\|idea` |",
         "(plot.svg)",
     ):
