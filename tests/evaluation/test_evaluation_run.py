@@ -1,64 +1,18 @@
 """Whole runs on the toy model, whose logits the tests know."""
 
 import json
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from toy_library import CHUNK, toy_logits, toy_weights
-from typer.testing import CliRunner
+from toy_rows import ROWS
 
-import evaluation.runner
-from evaluation.__main__ import app
 from evaluation.prompts import second_turn_ids
 from evaluation.rows import Row
 from evaluation.session import Session
-from runtime.library import ModelLibrary
 from runtime.tokenizer import Tokenizer
 
 WEIGHTS = toy_weights()
-ROW = {"category": "qa", "metric": "contains", "max_new_tokens": 5, "answers": ["the lazy dog"]}
-ROW |= {"template": "{question}", "context": ""}
-RAW = ROW | {"task": "raw", "mode": "raw"}
-ROWS = {
-    "raw": [RAW | {"id": f"raw/{n}", "question": f"the quick brown fox {n} jumps over"} for n in range(3)],
-    "chat": [
-        ROW | {"id": f"chat/{n}", "task": "chat", "context": "x", "question": question, "max_new_tokens": 3}
-        for n, question in enumerate(("fox", "dog"))
-    ],
-    "letters": [
-        RAW
-        | {"id": "letters/0", "task": "letters", "question": "A or B", "metric": "mc_acc"}
-        | {"answers": ["A"], "choices": ["one", "two"]}
-    ],
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for name, rows in ROWS.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture
-def run(toy_model, data, tmp_path):
-    """Gives arguments to the command; returns its result and the rows of the results file by (row, policy)."""
-
-    def with_arguments(*arguments: str):
-        output = tmp_path / "r.json"
-        common = ("--model", str(toy_model), "--data", str(data), "-o", str(output))
-        done = CliRunner().invoke(app, [*common, *arguments])
-        if done.exception and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        path = output.with_suffix(".jsonl")
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return done, {(line["row"], line["policy"]): line["outcome"] for line in lines if "row" in line}
-
-    return with_arguments
 
 
 def greedy(ids: list[int], count: int, at_least: int = 0) -> list[int]:
@@ -189,90 +143,6 @@ def test_stop_strings_end_an_answer(run, toy_model, data, tmp_path) -> None:
     (tmp_path / "stop.jsonl").write_text(json.dumps(row | {"id": "stop", "stop": text[2:4]}) + "\n")
     _, results = run("--data", str(tmp_path / "stop.jsonl"))
     assert (results["stop", "dense"]["output"], results["stop", "dense"]["finished"]) == (text[:2], True)
-
-
-def test_an_interrupted_run_goes_on(run, monkeypatch) -> None:
-    measured = []
-    measure = evaluation.runner.measure
-
-    def interrupted(row, *arguments, **options):
-        if len(measured) == 4:
-            raise KeyboardInterrupt
-        measured.append(row.id)
-        return measure(row, *arguments, **options)
-
-    monkeypatch.setattr(evaluation.runner, "measure", interrupted)
-    first, results = run()
-    assert first.exit_code == 130 and "the same command goes on" in first.output
-    assert len(results) == 4 and set(measured) == {"chat/0", "letters/0"}
-    measured.append("no more interruptions")
-    second, complete = run()
-    assert second.exit_code == 0 and len(complete) == 12
-    assert measured[4:].count("chat/0") == 0 and {k: complete[k] for k in results} == results
-    third, _ = run()
-    assert len(measured) == 13 and "6 rows, 2 policies." in third.output
-
-
-@pytest.mark.parametrize("function", ["prefill", "decode"])
-def test_ctrl_c_in_the_middle_of_a_step(run, monkeypatch, function: str) -> None:
-    calls = []
-    step = getattr(ModelLibrary, function)
-
-    def interrupted(*arguments):
-        calls.append(step(*arguments))
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return calls[-1]
-
-    monkeypatch.setattr(ModelLibrary, function, interrupted)
-    first, results = run()
-    assert first.exit_code == 130 and len(results) < 12
-    second, results = run()
-    assert second.exit_code == 0 and len(results) == 12
-
-
-IN_THE_BACKGROUND = """
-import signal, sys, time
-from evaluation.__main__ import app
-from evaluation.session import Session
-
-decode, calls = Session.decode, []
-
-def slow(*arguments):
-    calls.append(time.sleep(0 if len(calls) < 40 else 0.05))
-    if len(calls) == 60:
-        print("now", flush=True)
-    return decode(*arguments)
-
-Session.decode = slow
-app(sys.argv[1:])
-"""
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_in_the_background_stops_and_goes_on(run, toy_model, data, tmp_path, number: int, status: int) -> None:
-    """Shells start what they put in the background with SIGINT ignored."""
-    arguments = ["--model", str(toy_model), "--data", str(data), "-o", str(tmp_path / "r.json")]
-    program = subprocess.Popen(
-        [sys.executable, "-c", IN_THE_BACKGROUND, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
-    assert program.stdout.readline() == "now\n"
-    program.send_signal(number)
-    _, errors = program.communicate(timeout=300)
-    assert program.returncode == status and "the same command goes on" in errors, errors
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files - {"r.png"} == {"r.jsonl", "r.json", "r.md"}
-    lines = (tmp_path / "r.jsonl").read_text()
-    results = [json.loads(line) for line in lines.splitlines()[1:]]
-    assert lines.endswith("\n") and 0 < len(results) < 12
-    assert json.loads((tmp_path / "r.json").read_text())["summary"]["incomplete_rows"] in (0, 1)
-    done, complete = run()
-    assert done.exit_code == 0 and len(complete) == 12
-    assert all(complete[result["row"], result["policy"]] == result["outcome"] for result in results)
 
 
 def test_generated_rows_that_are_too_long_are_left_out(run, tmp_path) -> None:
