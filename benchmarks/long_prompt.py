@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.hidden_numbers import has_number
-from benchmarks.long_prompt_store import Answer, Decode, LongPrompt, Reload
+from benchmarks.long_prompt_decode import time_decode
+from benchmarks.long_prompt_store import Answer, LongPrompt, Reload
 from benchmarks.long_prompt_stretches import Stretches
 from benchmarks.long_prompt_text import LongText, Needle
 from benchmarks.store import write
-from benchmarks.timing import SETTLING_TOKENS, Stopwatch
 from runtime.console import PrefillProgress
 from runtime.engine import Engine
 from runtime.errors import UserError
@@ -25,8 +25,6 @@ from runtime.stop_signals import StopRequest
 # While questions are asked nothing may be dropped: each takes back what the one before has appended.
 KEEP_EVERYTHING = "decode=full"
 _ANSWER_TOKENS = 32
-_DECODE_TOKENS = 64  # timed, from the whole cache, behind its compression and behind a short prompt
-_SHORT_PROMPT = 1024
 
 
 @dataclass
@@ -137,35 +135,9 @@ class LongPromptRun:
             stretch.attended = attended_share(budgets, engine.policy.segment_size, stretch.begin, stretch.end)
 
     def _time_decode(self, engine: Engine) -> None:
-        """Tokens behind the whole cache; if the library compresses, behind what it keeps and behind a short prompt."""
         ids = [*self.prompt.ids, *self.prompt.question_ids(self.prompt.needles[0].key)]
-        compressing = engine.metadata.policy.decode
-        if compressing == "full":
-            decode = self._decode(engine, ids, (1,))
-        else:
-            engine.set_policy(f"decode={compressing}")
-            settled = SETTLING_TOKENS + 1
-            decode = self._decode(engine, ids, (1, settled))
-            decode += self._decode(engine, ids[:_SHORT_PROMPT], (settled,))
-        self.record.decode = decode
+        self.record.decode = list(time_decode(engine, ids, self.threads, self.cache.parent, self.stop))
         write(self.record, self.path)
-
-    def _decode(self, engine: Engine, ids: Sequence[int], after: Sequence[int]) -> list[Decode]:
-        """_DECODE_TOKENS behind each of these counts of generated tokens."""
-        never_end = dict.fromkeys(engine.stop_token_ids, -1000.0)
-        sampling = engine.default_sampling.changed(
-            temperature=0, max_tokens=after[-1] + _DECODE_TOKENS, logit_bias=never_end
-        )
-        watch, decode = None, []
-        for number, _ in enumerate(engine.generate(ids, sampling), start=1):
-            if number in after:
-                watch = Stopwatch(self.threads)
-            elif number - _DECODE_TOKENS in after:
-                entries = engine.cache_lengths[1]
-                decode.append(Decode(entries=entries, tokens=_DECODE_TOKENS, sample=watch.stop()))
-            if self.stop.wanted:
-                raise KeyboardInterrupt
-        return decode
 
     def _reload(self) -> None:
         resident = _resident_bytes()

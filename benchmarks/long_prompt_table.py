@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from benchmarks.long_prompt_store import Decode, LongPrompt, Stretch
 from benchmarks.markdown import circumstances, markdown
 
@@ -104,17 +106,24 @@ def _needle_table(record: LongPrompt) -> str:
 def _after_the_prompt(record: LongPrompt) -> str:
     if len(record.decode) < 2:
         return ""
-    whole, kept, *short = record.decode
+    # The whole cache once; then, by turns, what a compression left and a short prompt.
+    whole, kept, short = record.decode[:1], record.decode[1::2], record.decode[2::2]
     text = (
-        f"Decoding from the {kept.entries:,} entries a head keeps after a compression is "
-        f"{_times_as_fast(kept, whole):.1f} times as fast as from all {whole.entries:,}"
+        f"Decoding from the {kept[0].entries:,} entries a head keeps after a compression is "
+        f"{_times_as_fast(kept, whole):.1f} times as fast as from all {whole[0].entries:,}"
     )
-    for decode in short:
+    if short:
         text += (
-            f", and {_times_as_fast(kept, decode):.2f} times as fast as from the {decode.entries:,} of a short prompt"
+            f", and {_times_as_fast(kept, short):.2f} times as fast as from the {short[0].entries:,} of a short prompt"
         )
+    if len(short) > 1:
+        text += f" (medians of {len(short)} turns)"
     return f"{text}."
 
 
-def _times_as_fast(decode: Decode, other: Decode) -> float:
-    return (other.sample.seconds / other.tokens) / (decode.sample.seconds / decode.tokens)
+def _times_as_fast(decode: list[Decode], other: list[Decode]) -> float:
+    return _seconds_per_token(other) / _seconds_per_token(decode)
+
+
+def _seconds_per_token(decode: list[Decode]) -> float:
+    return median(d.sample.seconds / d.tokens for d in decode)

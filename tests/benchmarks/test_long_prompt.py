@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 from toy_library import CHUNK, VOCAB, build_toy_library, toy_logits, toy_weights, write_toy_folder
 from toy_tokenizer import write_tokenizer
 
-from benchmarks import long_prompt, long_prompt_command, long_prompt_stretches
+from benchmarks import long_prompt, long_prompt_command, long_prompt_decode, long_prompt_stretches
 from benchmarks.long_prompt import LongPromptRun, attended_share
 from benchmarks.long_prompt_store import LongPrompt, read_long_prompt
 from benchmarks.long_prompt_stretches import Stretches
@@ -42,9 +42,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_decode(monkeypatch):
     monkeypatch.setattr(long_prompt, "_ANSWER_TOKENS", 5)
-    monkeypatch.setattr(long_prompt, "_DECODE_TOKENS", 4)
-    monkeypatch.setattr(long_prompt, "SETTLING_TOKENS", 8)
-    monkeypatch.setattr(long_prompt, "_SHORT_PROMPT", 6)
+    monkeypatch.setattr(long_prompt_decode, "_TOKENS", 4)
+    monkeypatch.setattr(long_prompt_decode, "_ROUNDS", 2)
+    monkeypatch.setattr(long_prompt_decode, "SETTLING_TOKENS", 8)
+    monkeypatch.setattr(long_prompt_decode, "_SHORT_PROMPT", 6)
 
 
 def record(**fields) -> LongPrompt:
@@ -113,10 +114,11 @@ def assert_whole(result):
         assert answer.first_token_seconds > 0
     assert result.reload.token_ids == result.answers[0].token_ids
     assert result.saves[-1].tokens == len(PROMPT)
-    assert [d.tokens for d in result.decode] == [4, 4, 4]
+    assert [d.tokens for d in result.decode] == [4] * 5
     # The last generated token is not in the cache.
-    whole, _, short = (d.entries for d in result.decode)
-    assert whole == len(PROMPT) + len(QUESTIONS[NEEDLES[0].key]) + 1 + 4 - 1 and short == 6 + 8 + 1 + 4 - 1
+    whole, kept, short, *again = (d.entries for d in result.decode)
+    assert whole == len(PROMPT) + len(QUESTIONS[NEEDLES[0].key]) + 1 + 4 - 1 and short == 6 + 8 + 1 + 1 + 4 - 1
+    assert again == [kept, short]
     assert all(s.attended == 1 for s in result.stretches)
 
 

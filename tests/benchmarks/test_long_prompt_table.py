@@ -43,6 +43,10 @@ def long_prompt(**fields) -> LongPrompt:
             Decode(entries=TOKENS, tokens=10, sample=sample(5.0, memory=9 * 10**9)),
             Decode(entries=2048, tokens=20, sample=sample(1.0)),
             Decode(entries=1100, tokens=20, sample=sample(0.9)),
+            Decode(entries=2048, tokens=20, sample=sample(1.2)),
+            Decode(entries=1100, tokens=20, sample=sample(0.8)),
+            Decode(entries=2048, tokens=20, sample=sample(0.5)),
+            Decode(entries=1100, tokens=20, sample=sample(7.0)),
         ],
         "reload": Reload(seconds=4.0, resident_before_bytes=1, token_ids=[5, 6]),
     }
@@ -68,7 +72,7 @@ def test_memory_needles_and_the_saved_cache():
         "Peak memory of the process 9.00 GB; KV cache with block representatives 1.05 GB",
         "2.00 GB in a file",
         "the same, token for token",
-        "10.0 times as fast as from all 1,048,576, and 0.90 times as fast as from the 1,100 of a short prompt.",
+        "10.0 times as fast as from all 1,048,576, and 0.90 times as fast as from the 1,100 of a short prompt (medians of 3 turns).",
         "| 1,000 | within | yes | `it is 8` |\n| 900,000 | beyond | no | `no \\|idea` |",
         "(plot.svg)",
     ):
