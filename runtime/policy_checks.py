@@ -12,7 +12,7 @@ _EXACT_TAIL = 64  # compression never drops the newest entries, so that short po
 _LARGEST = 2**31 - 1  # the cache's tables are int32
 
 _CHOICES = {
-    "score_form": ("code", "paper"),
+    "score_form": ("code", "paper", "mass"),
     "budget_form": ("head", "amax", "fixed"),
     "rigid_form": ("online", "prompt"),
     "pooling": ("average", "max"),

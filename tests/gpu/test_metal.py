@@ -81,6 +81,7 @@ _GATES = {
         {"score_form": "paper", "entropy_threshold": 3.0, "delta_t": 0.05},
         "backward",
     ),
+    "mass": (LayerShape(6, 2, 64, "float16"), {"score_form": "mass"}, "backward"),
     "critiprefill": (
         LayerShape(4, 2, 64, "float16"),
         {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25, "rigid_form": "prompt"},

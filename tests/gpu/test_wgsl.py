@@ -87,6 +87,7 @@ def test_gated_attention(shape):
 _GATES = {
     "code": (LayerShape(6, 2, 64, "float16"), {}),
     "paper": (LayerShape(4, 2, 80, "float32"), {"score_form": "paper", "entropy_threshold": 3.0, "delta_t": 0.05}),
+    "mass": (LayerShape(6, 2, 64, "float16"), {"score_form": "mass"}),
     "critiprefill": (
         LayerShape(4, 2, 64, "float16"),
         {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25, "rigid_form": "prompt"},

@@ -81,9 +81,13 @@ def observe(queries, keys, parameters: GateParameters, previous_scores: np.ndarr
         against_bottoms = (largest @ bottoms.T + least @ bottoms.T) / 2
         scores = np.maximum(against_tops, against_bottoms).mean(0)
         weights = softmax(scores)
+    ranked = weights
+    if parameters.score_form == "mass":
+        middles = (largest + least) / 2 @ ((tops + bottoms) / 2).T
+        scores = ranked = softmax(middles / np.sqrt(queries.shape[-1])).mean(0)
     if parameters.layer_fusion:
         share = parameters.layer_fusion
-        scores = weights if previous_scores is None else share * previous_scores + (1 - share) * weights
+        scores = ranked if previous_scores is None else share * previous_scores + (1 - share) * ranked
     return Observation(weights, entropy_of(weights), scores, float(magnitude))
 
 

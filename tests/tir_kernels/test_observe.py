@@ -109,6 +109,8 @@ _CASES = {
     "f32-amax": (LayerShape(6, 2, 96, "float32"), {"budget_form": "amax", "block_size": 32}),
     "paper": (LayerShape(4, 2, 64, "float32"), {"score_form": "paper", "entropy_threshold": 3.0}),
     "paper-block16": (LayerShape(12, 2, 64, "bfloat16"), {"score_form": "paper", "block_size": 16}),
+    "mass": (LayerShape(14, 2, 64, "bfloat16"), {"score_form": "mass"}),
+    "mass-f32-block16": (LayerShape(6, 3, 80, "float32"), {"score_form": "mass", "block_size": 16}),
     "critiprefill": (
         LayerShape(8, 2, 64, "bfloat16"),
         {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25},
@@ -124,7 +126,7 @@ def test_observe_and_select(isa_target, case):
     kernels = cpu_gate(isa_target, shape, parameters)
     found = kernels.run(cache, queries, _STEPS)
     oracles = check_with_oracle(found, cache, queries, shape, parameters)
-    if parameters.score_form == "code":
+    if parameters.score_form != "paper":
         assert oracles[0].rigid[:, 0].any() and not oracles[0].rigid[1:, 1].all()  # the data has heads of both kinds
     if parameters.budget_form == "head":
         assert len(np.unique(oracles[0].recurrence[1:-1])) > 1
@@ -136,9 +138,10 @@ def test_observe_and_select(isa_target, case):
             np.testing.assert_array_equal(whole[key].lists[h], observed.lists[h])
 
 
-def test_second_layer_fuses_the_scores_of_the_first(isa_target):
+@pytest.mark.parametrize("form", ["code", "mass"])
+def test_second_layer_fuses_the_scores_of_the_first(isa_target, form):
     shape = LayerShape(4, 2, 64, "float32")
-    fusing = {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25}
+    fusing = {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25, "score_form": form}
     parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=100, **fusing)
     cache, queries = prompts(shape, parameters, _LENGTHS)
     previous, oracles = None, None

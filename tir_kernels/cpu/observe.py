@@ -47,42 +47,50 @@ def observe(
     element-wise maximum and minimum over the queries of a segment, logits X = mean over the query heads of a group of
     max(qm . Kmax, qm . Kmin), without 1/sqrt(d).
 
-    score_form : "code" A = softmax(X), scores are X; "paper" A from four softmaxes a query head, scores are A
+    score_form : "code" A = softmax(X), scores are X; "paper" A from four softmaxes a query head, scores are A; "mass"
+        entropy of A = softmax(X), scores are the mean over the query heads of softmax(qm . (Kmax + Kmin) / 2 / sqrt(d))
     budget_form : "head" a budget a key/value head, "amax" the largest of the layer for all, "fixed" base_budget
     rigid_form : "online" a head is rigid while all entropies up to this segment are below the threshold; "prompt" also
         the later segments of the step count
-    layer_fusion : w > 0: scores are W = w * (W of the layer before) + (1 - w) * A, in the first layer A
+    layer_fusion : w > 0: scores are W = w * (W of the layer before) + (1 - w) * A, in the first layer A ("mass": of its
+        scores)
     """
     for value, known in (
-        (score_form, ("code", "paper")),
+        (score_form, ("code", "paper", "mass")),
         (budget_form, ("head", "amax", "fixed")),
         (rigid_form, ("online", "prompt")),
     ):
         if value not in known:
             raise ValueError(f"{value!r} is none of {known}")
     H, G, d, P = num_attention_heads, num_key_value_heads, head_dim, 2 if dtype == "bfloat16" else 1
-    paper, fused = score_form == "paper", layer_fusion > 0
+    paper, mass, fused = score_form == "paper", score_form == "mass", layer_fusion > 0
     blocks_per_page = page_size // block_size
     isa = isa_for_width(isa, min(2 * blocks_per_page, d))
     shape = SegmentScores(H, G, d, page_size, segment_size, block_size, dtype, isa, paper)
     entropies = segment_entropy(isa, (0.0 if is_first_layer else layer_fusion) if fused else None)
+    entropy_alone = segment_entropy(isa, None)
     budgets = segment_budgets(G, segment_size, block_size, budget_form, rigid_form)
     pages_per_segment, group = segment_size // page_size, shape.group
-    x_in_scores = not paper and not fused
-    logit_rows = 4 * H if paper else G
+    x_in_scores = score_form == "code" and not fused
+    # Mass form: a row a query head, then X.
+    logit_rows, x_row = {"code": (G, 0), "paper": (4 * H, 0), "mass": (H + G, H)}[score_form]
 
     def write_mean(logits, segment, head):
-        """Code form: X of the blocks of a page."""
+        """Code and mass form: X of the blocks of a page; mass form: the logits of every query head too."""
 
         def write(page, products) -> None:
             total = None
+            blocks = T.ramp(page * blocks_per_page, 1, blocks_per_page)
             for row in range(shape.rows):
                 largest = products[T.ramp(row * shape.columns, 1, blocks_per_page)]
                 least = products[T.ramp(row * shape.columns + blocks_per_page, 1, blocks_per_page)]
                 better = T.max(largest, least)
                 total = T.Bind(better if total is None else total + better)
+                if mass:
+                    middle = (largest + least) * T.broadcast(T.float32(0.5 * d**-0.5), blocks_per_page)
+                    T.buffer_store(logits, middle, [segment, head * group + row, blocks])
             mean = total * T.broadcast(T.float32(1 / shape.group), blocks_per_page)
-            T.buffer_store(logits, mean, [segment, head, T.ramp(page * blocks_per_page, 1, blocks_per_page)])
+            T.buffer_store(logits, mean, [segment, x_row + head, blocks])
 
         return write
 
@@ -102,6 +110,9 @@ def observe(
         if paper:
             entropies.average_softmax(logits, segment, head * group, group, num_blocks, weights, (segment, head))
             entropies.of_weights(weights, (segment, head), num_blocks, scores, entropy)
+        elif mass:
+            entropy_alone.of_logits(logits, (segment, x_row + head), num_blocks, scores, entropy)
+            entropies.average_mass(logits, segment, head * group, group, num_blocks, scores, (segment, head))
         else:
             entropies.of_logits(logits, (segment, head), num_blocks, scores, entropy)
 

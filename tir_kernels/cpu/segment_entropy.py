@@ -23,8 +23,11 @@ def segment_entropy(isa: VectorISA, previous_weight: float | None) -> SimpleName
     ``average_softmax(logits, segment, head0, group, n, weights, row)``
         P_i = softmax(logits[segment, 4 h + i, :n]) for (Qmax, Kmax), (Qmax, Kmin), (Qmin, Kmax), (Qmin, Kmin) of query
         head h; weights[row, :n] = mean of max((P_0 + P_1) / 2, (P_2 + P_3) / 2) over the ``group`` heads from head0 on.
+    ``average_mass(logits, segment, head0, group, n, scores, row)``
+        A = mean of softmax(logits[segment, h, :n]) over the ``group`` query heads h from head0 on, for the scores only.
 
-    Layer fusion: scores[row, :n] = previous_weight * scores + (1 - previous_weight) * A; None leaves scores alone.
+    Layer fusion: scores[row, :n] = previous_weight * scores + (1 - previous_weight) * A; None leaves scores alone, but
+    for ``average_mass``, which writes A.
     """
     L = isa.lanes
 
@@ -147,4 +150,37 @@ def segment_entropy(isa: VectorISA, previous_weight: float | None) -> SimpleName
 
                 for_each_vector(n, add)
 
-    return SimpleNamespace(of_logits=of_logits, of_weights=of_weights, average_softmax=average_softmax)
+    def carried(scores, row, base, mask):
+        """The share that the scores of the layer before have in new ones."""
+        if not previous_weight:
+            return isa.zero()
+        return isa.splat(T.float32(previous_weight)) * isa.load(scores, *row, base, mask=mask)
+
+    @T.inline
+    def average_mass(logits, segment, head0, group, n, scores, row):
+        with T.sblock("average_mass"):
+            T.reads()
+            T.writes()
+            top = stack_buffer(1)
+            factor = stack_buffer(1)
+
+            @T.inline
+            def begin(base, mask):
+                isa.store(scores, carried(scores, row, base, mask), *row, base, mask=mask)
+
+            for_each_vector(n, begin)
+            for j in T.serial(group):
+                head: T.let = head0 + j
+                normaliser(logits, (segment, head), n, 0, top, factor)
+                share: T.let = factor[0] * T.float32((1 - (previous_weight or 0)) / group)
+
+                @T.inline
+                def add(base, mask):
+                    mass: T.let = power(isa.load(logits, segment, head, base, mask=mask), top[0]) * isa.splat(share)
+                    isa.store(scores, isa.load(scores, *row, base, mask=mask) + mass, *row, base, mask=mask)
+
+                for_each_vector(n, add)
+
+    return SimpleNamespace(
+        of_logits=of_logits, of_weights=of_weights, average_softmax=average_softmax, average_mass=average_mass
+    )

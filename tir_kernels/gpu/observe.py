@@ -35,22 +35,22 @@ def observe(
     after the other: query representatives, logits, entropies, the recurrence of the budgets, blocks to keep.
     """
     for value, known in (
-        (score_form, ("code", "paper")),
+        (score_form, ("code", "paper", "mass")),
         (budget_form, ("head", "amax", "fixed")),
         (rigid_form, ("online", "prompt")),
     ):
         if value not in known:
             raise ValueError(f"{value!r} is none of {known}")
     H, G, d, P = num_attention_heads, num_key_value_heads, head_dim, KVPages(head_dim, page_size, dtype).pair
-    paper, fused = score_form == "paper", layer_fusion > 0
+    fused = layer_fusion > 0
     threads = num_threads(gpu, 256)
     previous_weight = (0.0 if is_first_layer else layer_fusion) if fused else None
-    products = segment_scores(H, G, d, page_size, segment_size, block_size, P, paper, threads, gpu)
-    entropies = segment_entropy(threads, H // G, paper, previous_weight)
+    products = segment_scores(H, G, d, page_size, segment_size, block_size, P, score_form, threads, gpu)
+    entropies = segment_entropy(threads, H, G, score_form, previous_weight)
     budgets = segment_budgets(G, segment_size, block_size, budget_form, rigid_form)
     blocks_per_segment, columns = segment_size // block_size, 2 * (page_size // block_size)
-    x_in_scores = not paper and not fused
-    logit_rows = 4 * H if paper else G
+    x_in_scores = score_form == "code" and not fused
+    logit_rows = {"code": G, "paper": 4 * H, "mass": H + G}[score_form]
 
     @T.prim_func(s_tir=True)
     def observe(

@@ -25,23 +25,26 @@ def segment_scores(
     segment_size: int,
     block_size: int,
     pair: int,
-    paper: bool,
+    score_form: str,
     threads: int,
     gpu: GPUFeatures,
 ) -> SimpleNamespace:
     """TVMScript statements for the ``threads`` threads of a block, and the number of query rows of a head.
 
-    A query row is what a head contributes: (max + min) / 2 in the code form; max, then min in the paper form.
+    A query row is what a head contributes: max, then min in the paper form; (max + min) / 2 in the others.
 
     ``gather(q, query_indptr, segments, segment, head, thread, operands)``
         operands[segment, rows of query head ``head``, :] from the queries of a segment.
     ``multiply(operands, representatives, page_indptr, page_indices, segments, segment, head, first, thread, logits)``
         the logits of the blocks [first, first + threads) of a segment and key/value head, a thread a block. Code form:
         X in logits[segment, head]. Paper form: the four products of every query head, in four rows of logits[segment].
+        Mass form: the scaled logits of every query head, in a row each, and behind them X, in a row a key/value head.
     """
     group, d = num_attention_heads // num_key_value_heads, head_dim
     if d > threads:
         raise ValueError(f"head_dim {d} is more than the {threads} threads of a block")
+    paper, mass = score_form == "paper", score_form == "mass"
+    x_row = num_attention_heads if mass else 0
     rows_per_head = 2 if paper else 1
     rows = group * rows_per_head
     blocks_per_page = page_size // block_size
@@ -114,8 +117,10 @@ def segment_scores(
                         logits[segment, (row0 + r) * 2 + 1, block] = sums[2 * r + 1]
                     else:
                         mean[0] = mean[0] + T.max(sums[2 * r], sums[2 * r + 1])
+                    if mass:
+                        logits[segment, row0 + r, block] = (sums[2 * r] + sums[2 * r + 1]) * T.float32(0.5 * d**-0.5)
         if not paper:
             if block < num_blocks:
-                logits[segment, head, block] = mean[0] * T.float32(1 / group)
+                logits[segment, x_row + head, block] = mean[0] * T.float32(1 / group)
 
     return SimpleNamespace(gather=gather, multiply=multiply, rows_per_head=rows_per_head)

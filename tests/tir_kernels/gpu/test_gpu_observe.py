@@ -31,6 +31,7 @@ _CASES = {
     "no-group-block16-bf16": (LayerShape(3, 3, 80, "bfloat16"), {"alpha": 2.0, "block_size": 16}),
     "f32-amax": (LayerShape(6, 2, 96, "float32"), {"budget_form": "amax", "block_size": 32, "rigid_form": "prompt"}),
     "paper-f16": (LayerShape(10, 2, 64, "float16"), {"score_form": "paper", "entropy_threshold": 3.0, "delta_t": 0.05}),
+    "mass-f16": (LayerShape(14, 2, 64, "float16"), {"score_form": "mass"}),
     "critiprefill-f16": (
         LayerShape(8, 2, 64, "float16"),
         {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25},
@@ -46,7 +47,7 @@ def test_observe_and_select(case):
     kernels = _gpu_gate(shape, parameters)
     found = kernels.run(cache, queries, _STEPS)
     oracles = check_with_oracle(found, cache, queries, shape, parameters)
-    if parameters.score_form == "code":
+    if parameters.score_form != "paper":
         assert oracles[0].rigid[:, 0].any() and not oracles[0].rigid[1:, 1].all()  # the data has heads of both kinds
     if parameters.budget_form == "head":
         assert len(np.unique(oracles[0].recurrence[1:-1])) > 1
@@ -62,7 +63,7 @@ def test_observe_and_select(case):
 
 def test_second_layer_fuses_the_scores_of_the_first():
     shape = LayerShape(4, 2, 64, "float32")
-    for form in ("code", "paper"):
+    for form in ("code", "paper", "mass"):
         fusing = {"budget_form": "fixed", "block_size": 32, "layer_fusion": 0.25, "score_form": form}
         parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=100, **fusing)
         cache, queries = prompts(shape, parameters, _LENGTHS)
