@@ -22,6 +22,7 @@ PREFILL_POLICIES: dict[str, dict[str, Any]] = {
     "critiprefill": {
         "block_size": 32,
         "layer_fusion": 0.25,
+        "score_form": "code",
         "budget_form": "fixed",
         "threshold_len": 4096,
         "base_budget": 2048,
@@ -97,10 +98,10 @@ class Policy:
     base_budget, default 3584 (CritiPrefill 2048)
         Earlier entries that a segment of a rigid head attends to, and the least for any other, before the factor of
         its layer (the paper's 2048 is for all layers).
-    layer_budgets, default "1,.5,.25,1,1,.125,.125,.125" (CritiPrefill "1")
+    layer_budgets, default ".5,.5,.25,2.5,.5,.0625,.0625,.0625" (CritiPrefill "1")
         Factors of base_budget with commas between them, stretched over the layers: of n factors, layer l of L takes
-        number l * n // L (counted from 0). Not in the paper: early and middle layers lose by small budgets, the last
-        third does not (docs/entropy-inference.md).
+        number l * n // L (counted from 0). Not in the paper: the layers just before the middle lose by small budgets,
+        the last third does not (docs/entropy-inference.md).
     entropy_threshold, default 1e-5
         A head is rigid while the entropies (nats) of its segments stay below it.
     delta_t, default 0.4
@@ -114,9 +115,12 @@ class Policy:
         costs more than all others together (docs/entropy-inference.md).
     layer_fusion, default 0.0 (CritiPrefill 0.25)
         Weight of the scores of the layer before.
-    score_form, default "code"
-        "code": logits of the mean of the segment's largest and smallest query, one softmax a KV head; "paper": a
-        softmax for each combination of extremes and each query head.
+    score_form, default "mass" (CritiPrefill "code")
+        What blocks are ranked by. "code": logits of the mean of the segment's largest and smallest query, averaged over
+        the query heads of a KV head; "paper": a softmax for each combination of extremes and each query head; "mass":
+        the attention that those mean queries pay to the middle of a block, a softmax with 1/sqrt(d) for each query
+        head, averaged; the entropy is that of "code". Not in the paper: averaged logits rank by the head whose logits
+        are largest, and leave out more of the true attention (docs/entropy-inference.md).
     budget_form, default "head" (CritiPrefill "fixed")
         "head": each KV head its own budget, as the paper describes; "amax": the greediest head's for the whole layer,
         as its code does; "fixed": base_budget.
@@ -163,14 +167,14 @@ class Policy:
     block_size: int = 8
     threshold_len: int = 8192
     base_budget: int = 3584
-    layer_budgets: str = "1,.5,.25,1,1,.125,.125,.125"
+    layer_budgets: str = ".5,.5,.25,2.5,.5,.0625,.0625,.0625"
     entropy_threshold: float = 1e-5
     delta_t: float = 0.4
     alpha: float = 0.5
     max_budget_factor: float = 1.25
     layer_skip: int = 0
     layer_fusion: float = 0.0
-    score_form: str = "code"
+    score_form: str = "mass"
     budget_form: str = "head"
     rigid_form: str = "online"
     keep_first: int = 0

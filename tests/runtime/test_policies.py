@@ -20,8 +20,9 @@ DEFAULTS = {
     # Measured choices of this project; the paper has 4096, 1, 2048 in all layers, 3, and 1024, 16, 5.
     "threshold_len": 8192,
     "layer_skip": 0,
+    "score_form": "mass",
     "base_budget": 3584,
-    "layer_budgets": "1,.5,.25,1,1,.125,.125,.125",
+    "layer_budgets": ".5,.5,.25,2.5,.5,.0625,.0625,.0625",
     "max_budget_factor": 1.25,
     "capacity": 2048,
     "decode_gap": 128,
@@ -31,6 +32,7 @@ DEFAULTS = {
 
 CRITIPREFILL = {
     "block_size": 32,
+    "score_form": "code",
     "layer_fusion": 0.25,
     "threshold_len": 4096,
     "base_budget": 2048,
