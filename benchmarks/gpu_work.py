@@ -54,7 +54,7 @@ def prefill_work(config: ModelConfig, policy: Policy, past: int, new: int) -> li
             "observe",
             new * queries + sum(blocks) * (2 * kv * d * _ELEMENT + kv * _SCORE),
             4 * heads * d * sum(blocks),
-            kv * sum(blocks),
+            {"code": kv, "paper": 4 * heads, "mass": heads + kv}[policy.score_form] * sum(blocks),
         ),
         Work("select_blocks", sum(blocks) * kv * _SCORE + sum(seen) / policy.block_size * kv * _SCORE),
         _attention(

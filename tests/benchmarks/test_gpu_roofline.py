@@ -57,6 +57,8 @@ def test_what_the_gate_reads():
     scores = np.empty((blocks, _G), "float32").nbytes
     assert work["observe"].bytes == extremes + scores + np.empty((1024, _H, _D), "float16").nbytes
     assert work["observe"].flops == blocks * 2 * _H * _D * 2
+    # A softmax for each query head, which ranks, and one for each KV head, whose entropy is the budget's.
+    assert work["observe"].exponentials == blocks * (_H + _G)
 
 
 def test_matrices_of_a_layer():
