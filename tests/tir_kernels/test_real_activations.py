@@ -51,8 +51,9 @@ def cache_of(k):
     return paged_cache(np.random.default_rng(0), keys, keys, PAGE, SHAPE.dtype)
 
 
-def test_entropies_budgets_and_blocks(isa_target, activations):
-    parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=160)
+@pytest.mark.parametrize("form", ["code", "mass"])
+def test_entropies_budgets_and_blocks(isa_target, activations, form):
+    parameters = GateParameters(segment_size=128, threshold_len=256, base_budget=160, score_form=form)
     kernels = cpu_gate(isa_target, SHAPE, parameters)
     for layer in LAYERS:
         q, k = activations[layer]
