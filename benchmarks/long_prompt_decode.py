@@ -31,7 +31,7 @@ def time_decode(
     with TemporaryDirectory(dir=folder) as temporary:
         states = []
         for number, ids in enumerate((prompt, prompt[:_SHORT_PROMPT])):
-            settled = [*ids, *(token for token in _tokens(engine, ids, SETTLING_TOKENS + 1, stop))]
+            settled = [*ids, *_tokens(engine, ids, SETTLING_TOKENS + 1, stop)]
             states.append((settled, Path(temporary) / f"{number}.kv"))
             engine.save_cache(states[-1][1])
         for _ in range(_ROUNDS):

@@ -72,8 +72,8 @@ def test_memory_needles_and_the_saved_cache():
         "Peak memory of the process 9.00 GB; KV cache with block representatives 1.05 GB",
         "2.00 GB in a file",
         "the same, token for token",
-        "10.0 times as fast as from all 1,048,576, and 0.90 times as fast as from the 1,100 of a short prompt (medians",
-        " of 3 turns).",
+        "10.0 times as fast as from all 1,048,576, and 0.90 times as fast as from the 1,100 of a short prompt "
+        "(medians of 3 turns).",
         "| 1,000 | within | yes | `it is 8` |\n| 900,000 | beyond | no | `no \\|idea` |",
         "(plot.svg)",
     ):

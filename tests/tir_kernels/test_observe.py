@@ -20,8 +20,8 @@ def _logit_bound(observation: Observation, shape: LayerShape) -> float:
     return (shape.head_dim + group + 4) * 2.0**-24 * observation.logit_magnitude
 
 
-def _weight_bound(observation: Observation, shape: LayerShape) -> float:
-    return 2 * _logit_bound(observation, shape) + 4e-6
+def _weight_bound(observation: Observation, shape: LayerShape, scale: float = 1) -> float:
+    return 2 * scale * _logit_bound(observation, shape) + 4e-6
 
 
 def _entropy_bound(observation: Observation, shape: LayerShape, paper: bool) -> float:
@@ -34,7 +34,9 @@ def _entropy_bound(observation: Observation, shape: LayerShape, paper: bool) -> 
 def _score_bound(observation: Observation, shape: LayerShape, parameters: GateParameters) -> np.ndarray:
     if parameters.score_form == "code" and not parameters.layer_fusion:
         return np.full(len(observation.scores), _logit_bound(observation, shape))
-    return 1.5 * _weight_bound(observation, shape) * np.abs(observation.scores) + 1e-37
+    # The logits of the mass form are scaled, and their errors with them.
+    scale = shape.head_dim**-0.5 if parameters.score_form == "mass" else 1
+    return 1.5 * _weight_bound(observation, shape, scale) * np.abs(observation.scores) + 1e-37
 
 
 def prompts(shape: LayerShape, parameters: GateParameters, lengths):
